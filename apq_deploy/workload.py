@@ -1,0 +1,104 @@
+"""A subnet as the list of layers that a hardware model is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from apq_deploy.arch import Arch, Block
+from apq_deploy.space import Position, SearchSpace
+from hwmodels.layers import ConvLayer, Precision
+
+Part = Literal["stem", "first_block", "blocks", "head", "classifier"]
+Entry = tuple[ConvLayer, Precision]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLayer:
+    """One layer of a subnet; `part` says whether a sum of costs includes it."""
+
+    name: str
+    part: Part
+    layer: ConvLayer
+    precision: Precision
+
+
+def block_layers(position: Position, mid_channels: int, kernel_size: int) -> tuple[ConvLayer, ConvLayer, ConvLayer]:
+    """The expanding, the depthwise and the projecting convolution of a block at one position."""
+    return (
+        ConvLayer(position.in_channels, mid_channels, position.in_size, kernel_size=1),
+        ConvLayer(
+            mid_channels, mid_channels, position.in_size, kernel_size, position.stride, kernel_size // 2, mid_channels
+        ),
+        ConvLayer(mid_channels, position.out_channels, position.out_size, kernel_size=1),
+    )
+
+
+def fixed_layers(space: SearchSpace) -> tuple[list[NamedLayer], list[NamedLayer]]:
+    """The layers before the first and after the last block, which every subnet shares."""
+    precision = Precision(space.fixed_bits, space.fixed_bits)
+    size = (space.input_size - 1) // 2 + 1
+    stem, width = space.stem_channels, space.first_block_channels
+    before = [
+        NamedLayer(
+            "stem", "stem", ConvLayer(space.input_channels, stem, space.input_size, 3, 2, 1, im2col=True), precision
+        )
+    ]
+    if width is not None:
+        before += [
+            NamedLayer("first_block.depthwise", "first_block", ConvLayer(stem, stem, size, 3, 1, 1, stem), precision),
+            NamedLayer("first_block.project", "first_block", ConvLayer(stem, width, size, 1), precision),
+        ]
+    last = space.stages[-1].out_channels
+    after = [
+        NamedLayer("head", "head", ConvLayer(last, space.head_channels, space.final_size, 1), precision),
+        NamedLayer("classifier", "classifier", ConvLayer.linear(space.head_channels, space.num_classes), precision),
+    ]
+    return before, after
+
+
+def arch_layers(space: SearchSpace, arch: Arch) -> list[NamedLayer]:
+    """Every layer of a subnet, in order, at its precision; a subnet without bits counts at the fixed bits."""
+    before, after = fixed_layers(space)
+    place = {(p.stage, p.index): p for p in space.positions}
+    middle = []
+    for stage, choices in enumerate(arch.stages):
+        for index, block in enumerate(choices.blocks):
+            position = place[stage, index]
+            pointwise, depthwise = _precisions(block, space.fixed_bits)
+            expand, spatial, project = block_layers(position, block.mid_channels, block.kernel_size)
+            middle += [
+                NamedLayer(f"{position.name}.expand", "blocks", expand, pointwise),
+                NamedLayer(f"{position.name}.depthwise", "blocks", spatial, depthwise),
+                NamedLayer(f"{position.name}.project", "blocks", project, pointwise),
+            ]
+    return before + middle + after
+
+
+def space_entries(space: SearchSpace) -> list[Entry]:
+    """Every distinct layer at every precision that a subnet of the space can hold, in order of appearance."""
+    return list(dict.fromkeys(_all_entries(space)))
+
+
+def _all_entries(space: SearchSpace) -> Iterator[Entry]:
+    before, after = fixed_layers(space)
+    yield from ((item.layer, item.precision) for item in before)
+    pairs = [Precision(w, a) for w in space.bits for a in space.bits]
+    for position in space.positions:
+        for mid in position.channels:
+            for k, kernel_size in enumerate(space.kernel_sizes):
+                expand, depthwise, project = block_layers(position, mid, kernel_size)
+                for pair in pairs:
+                    yield expand, pair
+                    if space.allowed_depthwise[k, space.bits.index(pair.act_bits)]:
+                        yield depthwise, pair
+                    yield project, pair
+    yield from ((item.layer, item.precision) for item in after)
+
+
+def _precisions(block: Block, fixed_bits: int) -> tuple[Precision, Precision]:
+    if block.bits is None:
+        return Precision(fixed_bits, fixed_bits), Precision(fixed_bits, fixed_bits)
+    bits = block.bits
+    return Precision(bits.pointwise_weight, bits.pointwise_act), Precision(bits.depthwise_weight, bits.depthwise_act)
