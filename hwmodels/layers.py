@@ -88,7 +88,10 @@ class ConvLayer:
         return self.weights * self.out_size**2
 
     def bitops(self, precision: Precision) -> int:
-        """MACs * weight bits * activation bits for one image. Source: HAQ (CVPR 2019) and APQ (CVPR 2020), section 5."""
+        """MACs * weight bits * activation bits for one image.
+
+        Source: HAQ (CVPR 2019) and APQ (CVPR 2020), section 5.
+        """
         return self.macs * precision.weight_bits * precision.act_bits
 
     def __str__(self) -> str:
