@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from exporters.errors import ExportError, UnsupportedGraph
     from exporters.onnx_reader import read_onnx
     from exporters.onnx_writer import write_onnx
-    from exporters.qnet import QAdd, QConv, QDepthwise, QLinear, QPool, QTensor, QuantizedNetwork
+    from exporters.qnet import QAdd, QConv, QDepthwise, QLinear, QMaxPool, QPool, QTensor, QuantizedNetwork
     from exporters.reference import run_reference
     from exporters.tvm import CompiledModel, compile_tvm
 
@@ -20,6 +20,7 @@ _HOME = {
     "QConv": "exporters.qnet",
     "QDepthwise": "exporters.qnet",
     "QLinear": "exporters.qnet",
+    "QMaxPool": "exporters.qnet",
     "QPool": "exporters.qnet",
     "QTensor": "exporters.qnet",
     "QuantizedNetwork": "exporters.qnet",
@@ -36,6 +37,7 @@ __all__ = [
     "QConv",
     "QDepthwise",
     "QLinear",
+    "QMaxPool",
     "QPool",
     "QTensor",
     "QuantizedNetwork",

@@ -1,4 +1,4 @@
-"""The quantized network that the ONNX writer and reader, the integer reference, the audit and the TVM lowering share."""
+"""The quantized network: what the ONNX writer and reader, the integer reference, the audit and TVM all speak."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class QTensor:
     """A quantized activation: `real = (code - zero_point) * scale`, with codes clamped to [lo, hi].
 
     shape: (channels, height, width), or (features,) after the pooling, without the batch.
+    scale: rounded to the nearest float32, which is what files and kernels carry.
     bits: what the layer that reads the tensor was promised; lo and hi lie within 2**bits codes.
     dtype: how the codes are stored.
 
@@ -41,8 +42,12 @@ class QTensor:
             raise ExportError(f"tensor {self.name}: clamp [{self.lo}, {self.hi}] must lie within {self.dtype}")
         if not low <= self.zero_point <= high:
             raise ExportError(f"tensor {self.name}: zero point {self.zero_point} must lie within {self.dtype}")
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ExportError(f"tensor {self.name}: scale must be positive and finite, got {self.scale}")
+        scale = float(np.float32(self.scale))
+        if not (np.isfinite(scale) and scale > 0):
+            raise ExportError(f"tensor {self.name}: scale must be positive and finite in float32, got {self.scale}")
+        object.__setattr__(self, "scale", scale)
+        if not 1 <= self.bits <= 8:
+            raise ExportError(f"tensor {self.name}: bits must be from 1 to 8, got {self.bits}")
         if self.hi - self.lo >= 2**self.bits:
             raise ExportError(f"tensor {self.name}: {self.hi - self.lo + 1} codes do not fit {self.bits} bits")
 
@@ -53,6 +58,7 @@ class QConv:
 
     weight: (out, in, k_h, k_w) int8 codes, zero point 0. weight_scale: (out,) float32. bias: (out,) int32 at
     scale `input.scale * weight_scale`. padding: top, left, bottom, right, filled with the input's zero point.
+    weight_zero_point: 0 in what this project exports; files of other tools may differ.
     """
 
     name: str
@@ -64,6 +70,7 @@ class QConv:
     bias: NDArray[np.int32]
     stride: int = 1
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    weight_zero_point: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -83,6 +90,7 @@ class QDepthwise:
     bias: NDArray[np.int32]
     stride: int = 1
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    weight_zero_point: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -100,6 +108,7 @@ class QLinear:
     weight_scale: NDArray[np.float32]
     weight_bits: int
     bias: NDArray[np.int32]
+    weight_zero_point: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -133,15 +142,32 @@ class QPool:
         return (self.input,)
 
 
+@dataclass(frozen=True, slots=True)
+class QMaxPool:
+    """Maximum over square windows. The output keeps the input's scale and zero point; padding never wins."""
+
+    name: str
+    input: str
+    output: QTensor
+    kernel_size: int
+    stride: int = 1
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
 QWeighted = QConv | QDepthwise | QLinear
-QLayer = QWeighted | QAdd | QPool
+QLayer = QWeighted | QAdd | QPool | QMaxPool
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedNetwork:
     """An integer network: the image is quantized to `input`, then `layers` run in order; the last one gives the logits.
 
-    Raises: ExportError if a layer reads a tensor that no earlier layer wrote, or a name is used twice.
+    Raises: ExportError if a layer reads a tensor that no earlier layer wrote, a name is used twice, or shapes, types
+    or ranges do not fit together.
     """
 
     name: str
@@ -150,14 +176,19 @@ class QuantizedNetwork:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {self.input.name}
+        known = {self.input.name: self.input}
+        names: set[str] = set()
         for layer in self.layers:
+            if layer.name in names:
+                raise ExportError(f"two layers are named {layer.name!r}; give each its own name")
+            names.add(layer.name)
             for source in layer.inputs:
                 if source not in known:
                     raise ExportError(f"layer {layer.name} reads tensor {source!r}, which no earlier layer writes")
             if layer.output.name in known:
                 raise ExportError(f"layer {layer.name} writes tensor {layer.output.name!r} a second time")
-            known.add(layer.output.name)
+            _check(layer, tuple(known[source] for source in layer.inputs))
+            known[layer.output.name] = layer.output
 
     @property
     def output(self) -> QTensor:
@@ -173,3 +204,78 @@ class QuantizedNetwork:
         for layer in self.layers:
             if isinstance(layer, QConv | QDepthwise | QLinear):
                 yield layer
+
+
+def _check(layer: QLayer, sources: tuple[QTensor, ...]) -> None:
+    """Nothing, if the layer fits the tensors that it reads and writes.
+
+    Raises: ExportError naming the layer.
+    """
+    shape = sources[0].shape
+    match layer:
+        case QConv() | QDepthwise() | QLinear():
+            if len(shape) != (1 if isinstance(layer, QLinear) else 3):
+                raise ExportError(f"layer {layer.name} cannot read a tensor of shape {shape}")
+            _check_weights(layer, shape[0])
+            expected = (layer.weight.shape[0],)
+            if not isinstance(layer, QLinear):
+                expected += _window_sizes(layer.name, shape, layer.weight.shape[2:], layer.stride, layer.padding)
+        case QMaxPool():
+            source, output = sources[0], layer.output
+            if len(shape) != 3:
+                raise ExportError(f"layer {layer.name} cannot read a tensor of shape {shape}")
+            if (source.scale, source.zero_point, source.dtype) != (output.scale, output.zero_point, output.dtype):
+                raise ExportError(f"layer {layer.name} must keep the scale, zero point and type of its input")
+            kernel = (layer.kernel_size, layer.kernel_size)
+            if max(layer.padding) >= layer.kernel_size:
+                raise ExportError(f"layer {layer.name}: padding {layer.padding} must be smaller than the kernel")
+            expected = shape[:1] + _window_sizes(layer.name, shape, kernel, layer.stride, layer.padding)
+        case QAdd():
+            if sources[1].shape != shape:
+                raise ExportError(f"layer {layer.name} adds tensors of shapes {shape} and {sources[1].shape}")
+            expected = shape
+        case QPool():
+            if len(shape) != 3:
+                raise ExportError(f"layer {layer.name} cannot read a tensor of shape {shape}")
+            expected = shape[:1]
+    if layer.output.shape != expected:
+        raise ExportError(f"layer {layer.name} gives a tensor of shape {expected}, not {layer.output.shape}")
+
+
+def _window_sizes(
+    name: str, shape: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: tuple[int, int, int, int]
+) -> tuple[int, int]:
+    """Height and width after a sliding window."""
+    top, left, bottom, right = padding
+    if stride < 1 or min(padding) < 0 or min(kernel) < 1:
+        raise ExportError(f"layer {name}: stride {stride} and padding {padding} do not make a window")
+    height, width = shape[1] + top + bottom - kernel[0], shape[2] + left + right - kernel[1]
+    if height < 0 or width < 0:
+        raise ExportError(f"layer {name}: kernel {kernel} does not fit a padded input of shape {shape}")
+    return height // stride + 1, width // stride + 1
+
+
+def _check_weights(layer: QWeighted, in_channels: int) -> None:
+    name, weight = layer.name, layer.weight
+    if weight.dtype != np.int8 or weight.ndim != (2 if isinstance(layer, QLinear) else 4) or weight.size == 0:
+        raise ExportError(f"layer {name}: weight must be int8 of rank 2 or 4, got {weight.dtype} {weight.shape}")
+    channels = weight.shape[0]
+    if isinstance(layer, QDepthwise):
+        if weight.shape[:2] != (in_channels, 1):
+            raise ExportError(f"layer {name}: weight {weight.shape} does not fit {in_channels} input channels")
+    elif weight.shape[1] != in_channels:
+        raise ExportError(f"layer {name}: weight {weight.shape} does not fit {in_channels} input channels")
+    if layer.weight_scale.dtype != np.float32 or layer.weight_scale.shape != (channels,):
+        raise ExportError(f"layer {name}: weight_scale must be float32 of shape ({channels},)")
+    if not (np.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all()):
+        raise ExportError(f"layer {name}: weight scales must be positive and finite")
+    if layer.bias.dtype != np.int32 or layer.bias.shape != (channels,):
+        raise ExportError(f"layer {name}: bias must be int32 of shape ({channels},)")
+    if not 1 <= layer.weight_bits <= 8:
+        raise ExportError(f"layer {name}: weight_bits must be from 1 to 8, got {layer.weight_bits}")
+    limit = 2 ** (layer.weight_bits - 1)
+    low, high = int(weight.min()), int(weight.max())
+    if low < -limit or high >= limit:
+        raise ExportError(f"layer {name}: weight codes from {low} to {high} do not fit {layer.weight_bits} bits")
+    if not -128 <= layer.weight_zero_point <= 127:
+        raise ExportError(f"layer {name}: weight zero point {layer.weight_zero_point} must fit int8")
