@@ -1,0 +1,145 @@
+"""Collection of the predictor's points: full precision by evaluation alone, quantized after a short fine-tuning.
+
+Source: APQ (CVPR 2020), section 3.2 and 4.1. What is measured depends on the seed and the point's number alone, so a
+collection goes on where it was stopped, in any order and by any number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apq_deploy.arch import Arch
+from apq_deploy.errors import UserError
+from apq_deploy.predictor.store import KINDS, Kind, PointStore, planned_genome
+from apq_deploy.progress import progress
+from apq_deploy.quantize.calibrate import calibrate
+from apq_deploy.quantize.finetune import FinetuneSettings, finetune
+from apq_deploy.quantize.network import QuantizedSubnet, accuracy
+from apq_deploy.space import SearchSpace
+from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, whole
+from apq_deploy.supernet.network import Supernet, load_supernet
+from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
+from apq_deploy.supernet.train import calibration_batches
+
+CLIP_IMAGES = 256
+"""Images whose activations set the clips of a point."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectSettings:
+    """What every point depends on. `finetune_steps` of `batch_size` images precede a quantized label."""
+
+    finetune_steps: int = 20
+    batch_size: int = 128
+    held_out_images: int = 10_000
+    seed: int = 0
+
+
+class Laboratory:
+    """Measures points: the supernet, the calibration batches and the held-out images, loaded once."""
+
+    def __init__(self, network: Supernet, data: DataSplits, settings: CollectSettings, device: str = "cpu") -> None:
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.settings = settings
+        self.train = data.train
+        self.held_out = whole(data.held_out, min(settings.held_out_images, len(data.held_out)))
+        self.calibration = calibration_batches(data.train, settings.seed, device)
+
+    def subnet(self, arch: Arch) -> Subnet:
+        """A subnet with its own batch-norm statistics."""
+        subnet = self.network.extract(arch).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        reestimate_batch_norm(subnet, self.calibration)
+        return subnet
+
+    def measure(self, kind: Kind, number: int) -> float:
+        """Accuracy of one planned point on the held-out images."""
+        genome = planned_genome(self.network.space, kind, number, self.settings.seed)
+        subnet = self.subnet(self.network.space.decode(genome))
+        if kind == "float":
+            return accuracy(subnet, self.held_out.pixels, self.held_out.classes)
+        quantized = QuantizedSubnet(copy.deepcopy(subnet))
+        settings = FinetuneSettings(self.settings.finetune_steps, self.settings.batch_size, seed=number)
+        quantize(quantized, subnet, self.train, self.calibration, settings)
+        return accuracy(quantized, self.held_out.pixels, self.held_out.classes)
+
+
+def quantize(
+    network: QuantizedSubnet,
+    teacher: Subnet,
+    images: ImageSet,
+    calibration: list[Tensor],
+    settings: FinetuneSettings,
+) -> None:
+    """Calibrate and fine-tune `network` in place, then re-estimate its batch-norm statistics."""
+    calibrate(network, [calibration[0][:CLIP_IMAGES]])
+    finetune(network, images, settings, teacher)
+    reestimate_batch_norm(network, calibration)
+
+
+@cache
+def _laboratory(space: SearchSpace, supernet: Path, data: Path, settings: CollectSettings, device: str) -> Laboratory:
+    """This worker's own laboratory, set up for its first point."""
+    torch.set_num_threads(1)
+    return Laboratory(load_supernet(space, supernet), load_data(space, data), settings, device)
+
+
+_Setup = tuple[SearchSpace, Path, Path, CollectSettings, str]
+
+
+def _measure(setup: _Setup, kind: Kind, number: int) -> tuple[Kind, int, float, float]:
+    laboratory = _laboratory(*setup)
+    started = time.perf_counter()
+    return kind, number, laboratory.measure(kind, number), time.perf_counter() - started
+
+
+def collect(
+    space: SearchSpace,
+    supernet: Path,
+    data: Path,
+    store_path: Path,
+    counts: dict[Kind, int],
+    settings: CollectSettings,
+    workers: int = 1,
+    device: str = "cpu",
+) -> PointStore:
+    """The store with at least `counts` points of each kind; points that are there already are not measured again.
+
+    Raises: UserError for a supernet or data that cannot be used, or a store of another collection.
+    """
+    if workers < 1:
+        raise UserError(f"expected at least one worker, got {workers}")
+    load_supernet(space, supernet)  # before anything is written: a wrong file is an error here
+    splits = load_data(space, data)
+    digest = hashlib.sha256(supernet.read_bytes()).hexdigest()
+    store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
+    missing = [(kind, n) for kind in KINDS for n in sorted(set(range(counts.get(kind, 0))) - store.done(kind))]
+    if not missing:
+        return store
+    setup: _Setup = (space, supernet, data, settings, device)
+    with (
+        progress("collect", len(missing)) as advance,
+        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
+    ):
+        queue, done = iter(missing), 0
+        # Two tasks per worker keep every worker busy; the driver alone writes.
+        running = {pool.submit(_measure, setup, *point) for point in islice(queue, 2 * workers)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                kind, number, value, seconds = future.result()
+                store.add(kind, number, planned_genome(space, kind, number, settings.seed), value, seconds)
+                done += 1
+                advance(done, f"{kind} {100 * value:.2f}%")
+                running |= {pool.submit(_measure, setup, *point) for point in islice(queue, 1)}
+    return store

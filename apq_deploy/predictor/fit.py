@@ -1,0 +1,132 @@
+"""Fitting: a full-precision predictor on cheap points, transferred to quantized networks with few expensive ones.
+
+Source: APQ (CVPR 2020), section 3.2 and figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apq_deploy.errors import UserError
+from apq_deploy.predictor.model import HIDDEN, Predictor, kendall_tau, pairwise_accuracy
+from apq_deploy.space import Genes, SearchSpace
+
+FEWEST_POINTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How a predictor is trained. Full batches would overfit the order of the data, so batches are drawn anew."""
+
+    epochs: int = 200
+    transfer_epochs: int = 150
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    transfer_learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def fit_float(space: SearchSpace, genes: Genes, accuracy: NDArray[np.floating], settings: FitSettings) -> Predictor:
+    """The predictor of full-precision accuracy from the architecture alone.
+
+    genes: (n, n_genes); accuracy: (n,) in [0, 1].
+
+    Raises: UserError if there are too few points.
+    """
+    features = space.encode(genes)[:, space.architecture_features]
+    layers = _layers(features.shape[1], settings.seed)
+    return _train(space, layers, features, accuracy, settings, settings.epochs, settings.learning_rate, quantized=False)
+
+
+def fit_quantized(
+    space: SearchSpace,
+    genes: Genes,
+    accuracy: NDArray[np.floating],
+    settings: FitSettings,
+    source: Predictor | None,
+) -> Predictor:
+    """The predictor of quantized accuracy: `source` with the bits as further inputs, or from scratch without it.
+
+    The weights of the new inputs start at zero, so that training begins at the full-precision ranking.
+
+    Raises: UserError if there are too few points.
+    """
+    features = space.encode(genes)
+    layers = _layers(features.shape[1], settings.seed)
+    if source is None:
+        return _train(
+            space, layers, features, accuracy, settings, settings.epochs, settings.learning_rate, quantized=True
+        )
+    with torch.no_grad():
+        for layer, weight, bias in zip(layers, source.weights, source.biases, strict=True):
+            if layer is layers[0]:
+                layer.weight.zero_()
+                layer.weight[:, torch.from_numpy(space.architecture_features)] = torch.from_numpy(weight)
+            else:
+                layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+    rate = settings.transfer_learning_rate
+    return _train(space, layers, features, accuracy, settings, settings.transfer_epochs, rate, quantized=True)
+
+
+def score(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> dict[str, float]:
+    """Pairwise accuracy, Kendall tau, mean absolute error (in points of accuracy) and the number of points."""
+    return {
+        "points": float(len(measured)),
+        "pairwise_accuracy": pairwise_accuracy(predicted, measured),
+        "kendall_tau": kendall_tau(predicted, measured),
+        "mean_absolute_error_points": 100 * float(np.abs(predicted - measured).mean()),
+    }
+
+
+def _layers(n_inputs: int, seed: int) -> list[nn.Linear]:
+    torch.manual_seed(seed)
+    sizes = (n_inputs, *HIDDEN, 1)
+    return [nn.Linear(a, b) for a, b in pairwise(sizes)]
+
+
+def _forward(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    for layer in layers[:-1]:
+        x = layer(x).relu()
+    return layers[-1](x)[:, 0]
+
+
+def _train(
+    space: SearchSpace,
+    layers: list[nn.Linear],
+    features: NDArray[np.float32],
+    accuracy: NDArray[np.floating],
+    settings: FitSettings,
+    epochs: int,
+    learning_rate: float,
+    *,
+    quantized: bool,
+) -> Predictor:
+    if len(accuracy) < FEWEST_POINTS:
+        raise UserError(f"expected at least {FEWEST_POINTS} points to fit a predictor, got {len(accuracy)}")
+    mean, std = float(accuracy.mean()), float(accuracy.std()) or 1.0
+    x = torch.from_numpy(features)
+    y = torch.from_numpy(((accuracy - mean) / std).astype(np.float32))
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(settings.seed)
+    per_epoch = max(1, len(x) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x), generator=generator).tensor_split(per_epoch):
+            optimizer.zero_grad()
+            loss = (_forward(layers, x[batch]) - y[batch]).square().mean()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    weights = tuple(layer.weight.detach().numpy().copy() for layer in layers)
+    biases = tuple(layer.bias.detach().numpy().copy() for layer in layers)
+    return Predictor(space.name, weights, biases, mean, std, quantized)

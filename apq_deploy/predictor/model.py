@@ -1,0 +1,99 @@
+"""The predictor at work: a small network in NumPy, loaded from safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from apq_deploy.errors import UserError
+from apq_deploy.files import atomic
+from apq_deploy.space import SearchSpace
+
+SCHEMA = "apq-deploy/predictor/1"
+HIDDEN = (400, 400, 400)
+"""Source: APQ (CVPR 2020), section 4.1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Predicted accuracy in [0, 1] of encoded subnets: hidden layers with ReLU, one output.
+
+    weights: one (n_out, n_in) float32 matrix per layer; biases: one (n_out,) vector per layer. The output is
+    standardised: accuracy = mean + std * output. The first layer reads all features, or the architecture alone.
+    """
+
+    space: str
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    mean: float
+    std: float
+    quantized: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Accuracies (n,) of features (n, n_features)."""
+        x = features
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = np.maximum(x @ weight.T + bias, 0)
+        return self.mean + self.std * (x @ self.weights[-1].T + self.biases[-1])[:, 0]
+
+    def save(self, path: Path) -> None:
+        """Write the predictor; weights as float16, which halves the file and leaves the ranking as it is."""
+        tensors = {}
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            tensors |= {f"{index}.weight": weight.astype(np.float16), f"{index}.bias": bias.astype(np.float16)}
+        header = {"mean": self.mean, "std": self.std, "quantized": self.quantized, "metrics": self.metrics}
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, {"schema": SCHEMA, "space": self.space, "predictor": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path, space: SearchSpace) -> Predictor:
+        """The predictor of a space.
+
+        Raises: UserError for a file that is missing, damaged or of another space.
+        """
+        if not path.is_file():
+            raise UserError(f"there is no predictor {path}")
+        try:
+            with safetensors.safe_open(str(path), framework="np") as file:
+                metadata = dict(file.metadata() or {})
+            tensors = load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a complete safetensors file ({error})") from None
+        if metadata.get("schema") != SCHEMA:
+            raise UserError(f"{path}: expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
+        if metadata["space"] != space.name:
+            raise UserError(f"{path} is a predictor of the space {metadata['space']!r}, expected {space.name!r}")
+        header = json.loads(metadata["predictor"])
+        n_inputs = space.n_features if header["quantized"] else int(space.architecture_features.sum())
+        n_layers = len(tensors) // 2
+        weights = tuple(tensors[f"{i}.weight"].astype(np.float32) for i in range(n_layers))
+        biases = tuple(tensors[f"{i}.bias"].astype(np.float32) for i in range(n_layers))
+        if weights[0].shape[1] != n_inputs:
+            raise UserError(
+                f"{path} reads {weights[0].shape[1]} features, the space {space.name!r} has {n_inputs}; fit it again"
+            )
+        return cls(space.name, weights, biases, header["mean"], header["std"], header["quantized"], header["metrics"])
+
+
+def pairwise_accuracy(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:
+    """Share of pairs ranked right, of those whose measured values differ; a predicted tie counts half.
+
+    Source: APQ (CVPR 2020), section 4.3.
+    """
+    order = np.sign(predicted[:, None] - predicted) * np.sign(measured[:, None] - measured)
+    differ = measured[:, None] != measured
+    return float(((order[differ] + 1) / 2).mean()) if differ.any() else float("nan")
+
+
+def kendall_tau(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:
+    """Kendall's tau-b of two rankings."""
+    a, b = np.sign(predicted[:, None] - predicted), np.sign(measured[:, None] - measured)
+    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / norm if norm else float("nan")

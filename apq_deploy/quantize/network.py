@@ -1,0 +1,158 @@
+"""A subnet with the bits of its Arch: fake-quantized in torch just as the exported integer network will compute.
+
+Weights are quantized per tensor before batch norm, whose factor becomes the per-channel scale of the export (as HAQ
+does). An activation has the bit width of the convolution that reads it; a block's output before the residual addition
+has the space's fixed width, since no convolution reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apq_deploy.errors import UserError
+from apq_deploy.quantize.quantizers import Quantizer
+from apq_deploy.supernet.data import to_unit
+from apq_deploy.supernet.subnet import ConvUnit, InvertedResidual, Subnet
+
+
+class QuantizedUnit(nn.Module):
+    """Convolution with quantized weights, batch norm, ReLU6 unless linear, quantized output."""
+
+    def __init__(self, unit: ConvUnit, weight_bits: int, out_bits: int) -> None:
+        super().__init__()
+        self.conv = unit.conv
+        self.bn = unit.bn
+        self.linear = unit.linear
+        self.weight = Quantizer(weight_bits, signed=True)
+        self.output = Quantizer(out_bits, signed=unit.linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        weight = self.weight(conv.weight)
+        y = self.bn(F.conv2d(x, weight, None, conv.stride, conv.padding, groups=conv.groups))  # type: ignore[arg-type]
+        return self.output(y if self.linear else F.relu6(y))
+
+
+class QuantizedBlock(nn.Module):
+    """An inverted-residual block; `add` quantizes the sum where there is a residual connection."""
+
+    def __init__(
+        self, block: InvertedResidual, pointwise: tuple[int, int], depthwise: tuple[int, int], out_bits: int, fixed: int
+    ) -> None:
+        super().__init__()
+        self.expand = QuantizedUnit(block.expand, pointwise[0], depthwise[1]) if block.expand is not None else None
+        self.depthwise = QuantizedUnit(block.depthwise, depthwise[0], pointwise[1])
+        self.project = QuantizedUnit(block.project, pointwise[0], fixed if block.residual else out_bits)
+        self.add = Quantizer(out_bits, signed=True) if block.residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.expand(x) if self.expand is not None else x
+        y = self.project(self.depthwise(y))
+        return self.add(x + y) if self.add is not None else y
+
+
+class QuantizedSubnet(nn.Module):
+    """The quantized form of a subnet; it owns the subnet's modules from now on.
+
+    Images (n, c, h, w) are k / 255 with whole k, so that their 8-bit codes are exact; logits (n, classes).
+
+    Raises: UserError if the subnet's Arch carries no bits.
+    """
+
+    def __init__(self, subnet: Subnet) -> None:
+        super().__init__()
+        space, arch = subnet.space, subnet.arch
+        self.space, self.arch = space, arch
+        fixed = space.fixed_bits
+        bits = [block.bits for block in arch.blocks]
+        if any(b is None for b in bits):
+            raise UserError("expected a subnet with bit widths, got one in full precision")
+        widths = [b for b in bits if b is not None]
+        reads = [b.pointwise_act for b in widths] + [fixed]  # what reads the output of every block
+        first = subnet.first_block
+        self.stem = QuantizedUnit(subnet.stem, fixed, reads[0] if first is None else fixed)
+        self.first_block = (
+            None if first is None else QuantizedBlock(first, (fixed, fixed), (fixed, fixed), reads[0], fixed)
+        )
+        self.stages = nn.ModuleList()
+        index = 0
+        for stage in subnet.stages:
+            blocks = nn.ModuleList()
+            for block in stage:  # type: ignore[union-attr]
+                b = widths[index]
+                blocks.append(
+                    QuantizedBlock(
+                        block,
+                        (b.pointwise_weight, b.pointwise_act),
+                        (b.depthwise_weight, b.depthwise_act),
+                        reads[index + 1],
+                        fixed,
+                    )
+                )
+                index += 1
+            self.stages.append(blocks)
+        self.head = QuantizedUnit(subnet.head, fixed, fixed)
+        self.pool = Quantizer(fixed, signed=False)
+        self.classifier = subnet.classifier
+        self.classifier_weight = Quantizer(fixed, signed=True)
+        self.logits = Quantizer(fixed, signed=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _, block in self.named_blocks():
+            x = block(x)
+        x = self.pool(self.head(x).mean((2, 3)))
+        return self.logits(F.linear(x, self.classifier_weight(self.classifier.weight), self.classifier.bias))
+
+    def named_blocks(self) -> Iterator[tuple[str, QuantizedBlock]]:
+        """The blocks by the names that every report uses, in order."""
+        if self.first_block is not None:
+            yield "first_block", self.first_block
+        for s, stage in enumerate(self.stages, 1):
+            for b, block in enumerate(stage, 1):  # type: ignore[arg-type]
+                yield f"stage{s}.block{b}", block  # type: ignore[misc]
+
+    def units(self) -> Iterator[tuple[str, QuantizedUnit]]:
+        """Every convolution with its name, in order."""
+        yield "stem", self.stem
+        for name, block in self.named_blocks():
+            if block.expand is not None:
+                yield f"{name}.expand", block.expand
+            yield f"{name}.depthwise", block.depthwise
+            yield f"{name}.project", block.project
+        yield "head", self.head
+
+    def weights(self) -> Iterator[tuple[str, Quantizer, Tensor]]:
+        """Every weight quantizer with its layer's name and its float weights."""
+        for name, unit in self.units():
+            yield name, unit.weight, unit.conv.weight
+        yield "classifier", self.classifier_weight, self.classifier.weight
+
+    def activations(self) -> Iterator[tuple[str, Quantizer]]:
+        """Every activation quantizer with the name of what it quantizes."""
+        for name, unit in self.units():
+            if name == "head":
+                for block_name, block in self.named_blocks():
+                    if block.add is not None:
+                        yield f"{block_name}.add", block.add
+            yield name, unit.output
+        yield "pool", self.pool
+        yield "classifier", self.logits
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
+    """Share of uint8 images (n, c, h, w) whose largest logit is the label's, the network in evaluation mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    right = 0
+    for start in range(0, len(images), batch_size):
+        logits = network(to_unit(images[start : start + batch_size], device))
+        right += int((logits.argmax(1).cpu() == labels[start : start + batch_size]).sum())
+    network.train(was_training)
+    return right / len(images)
