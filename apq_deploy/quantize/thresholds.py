@@ -3,7 +3,7 @@
 Quantizers meant here, for b bits and clip v:
 signed (weights, activations that can be negative): s = v / (2**(b-1) - 1), codes from -(2**(b-1) - 1) to 2**(b-1) - 1;
 unsigned (activations after ReLU6): s = v / (2**b - 1), codes from 0 to 2**b - 1.
-On magnitudes both are the same: codes 0 to `steps`, with steps = v / s. Source: APQ (CVPR 2020), section 3.
+On magnitudes both are the same: codes 0 to `steps`, with steps = v / s. Source: APQ (CVPR 2020), section 4.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def choose_clip(
     A dead tensor (all magnitudes below `DEAD_MAX`) gets `DEAD_CLIP`; a tensor whose values other than zero all share
     one bin gets its maximum. "kl" on too few values gives the clip of "mse": see `applied_method`.
     Raises: UserError where the histogram is empty, or bits, method or percentile are out of range.
-    Source: APQ (CVPR 2020), section 3 (KL); docs/calibration.md for the sums.
+    Source: APQ (CVPR 2020), section 4 (KL); docs/calibration.md for the sums.
     """
     steps = _steps(bits, signed=histogram.signed)
     method = applied_method(histogram, bits, method)
@@ -130,7 +130,7 @@ def kl_divergences(counts: NDArray[np.int64], levels: int, smallest: int) -> NDA
     its rounding cell before that, spread evenly over the bins of the cell that P occupies. Infinite where values
     beyond the clip fall in a cell that Q leaves empty.
     Each candidate's sum needs only three prefix sums at the edges of its cells: O(levels) in place of O(n_bins).
-    Source: APQ (CVPR 2020), section 3, for the criterion; docs/calibration.md for the sums.
+    Source: APQ (CVPR 2020), section 4, for the criterion; docs/calibration.md for the sums.
     """
     assert 2 <= levels <= smallest <= len(counts)
     steps = levels - 1
