@@ -20,7 +20,7 @@ from hwmodels.errors import HardwareError
 from hwmodels.hardware import Entry, Setting
 from hwmodels.layers import MAX_BITS, ConvLayer, Precision
 from hwmodels.mapping_search import best_mappings
-from hwmodels.settings import check_settings, setting
+from hwmodels.settings import setting, settle_settings
 from hwmodels.tile_cost import COUNTERS, precision_factor, tiles
 from hwmodels.tiling import LOOPS, Problems, smallest_tilings
 
@@ -50,7 +50,7 @@ class BitFusion:
     obuf_bytes: int = setting("buffers", "bytes", "output buffer, which holds partial sums", low=1)
     double_buffered: bool = setting("buffers", "", "half of each buffer is filled while the other half is used")
 
-    bandwidth_bits_per_cycle: int = setting("memory", "bits per cycle", "DRAM interface, BW", low=1)
+    bandwidth_bits_per_cycle: float = setting("memory", "bits per cycle", "DRAM interface, BW", low=1)
 
     weight_bits: tuple[int, ...] = setting("precision", "bits", "weight widths that the hardware accepts", low=1)
     act_bits: tuple[int, ...] = setting("precision", "bits", "activation widths that the hardware accepts", low=1)
@@ -93,7 +93,7 @@ class BitFusion:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        settle_settings(self)
         if self.min_bits > self.max_bits:
             raise HardwareError(
                 f"{self.name}: min_bits must not exceed max_bits = {self.max_bits}, got {self.min_bits}; set it to the "

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 MIN_BITS = 1
 MAX_BITS = 16
+
+
+def _plain_int(description: object, name: str) -> int | None:
+    """The field as a Python int, also where NumPy's integers came; None for anything else."""
+    value = getattr(description, name)
+    if type(value) is int:
+        return value
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return None
+    object.__setattr__(description, name, int(value))
+    return int(value)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -19,9 +31,13 @@ class Precision:
     act_bits: int
 
     def __post_init__(self) -> None:
-        for name, bits in (("weight_bits", self.weight_bits), ("act_bits", self.act_bits)):
-            if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-                raise ValueError(f"{name} must be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
+        for name in ("weight_bits", "act_bits"):
+            bits = _plain_int(self, name)
+            if bits is None or not MIN_BITS <= bits <= MAX_BITS:
+                raise ValueError(
+                    f"{name} must be an integer from {MIN_BITS} to {MAX_BITS}, got {getattr(self, name)!r}; "
+                    f"choose another width"
+                )
 
     def __str__(self) -> str:
         return f"W{self.weight_bits}A{self.act_bits}"
@@ -48,10 +64,11 @@ class ConvLayer:
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "in_size", "kernel_size", "stride", "groups"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not isinstance(self.padding, int) or self.padding < 0:
+            value = _plain_int(self, name)
+            if value is None or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        padding = _plain_int(self, "padding")
+        if padding is None or padding < 0:
             raise ValueError(f"padding must be a non-negative integer, got {self.padding!r}")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(

@@ -1,8 +1,8 @@
 """The best tiling and loop order of many convolutions at once, by exact pruning.
 
-Every tiling has a lower bound of its cycles that needs no loop order. A tiling of the least bound gives a figure that the
-best one cannot exceed; only tilings whose bound does not exceed it are looked at under all orders. Ties in cycles are
-kept, so the result is the one of the full search: fewest cycles, then least energy.
+Every tiling has a lower bound of its cycles that needs no loop order. A tiling of the least bound gives a figure that
+the best one cannot exceed; only tilings whose bound does not exceed it are looked at under all orders. Ties in cycles
+are kept, so the result is the one of the full search: fewest cycles, then least energy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hwmodels.bitfusion import BitFusion
 
 # Tilings worked on at once: a dozen arrays of this many float64 stay within a megabyte-sized cache.
-BLOCK_TILINGS = 1 << 14
+BLOCK_TILINGS = 1 << 13
 
 
 @dataclass(frozen=True, slots=True, eq=False)

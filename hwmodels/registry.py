@@ -17,7 +17,7 @@ from typing import Any
 from hwmodels.bitfusion import BitFusion
 from hwmodels.errors import HardwareError
 from hwmodels.hardware import Hardware
-from hwmodels.settings import commented_toml, model_from_document, nearest
+from hwmodels.settings import commented_toml, model_from_document, nearest, toml_value
 
 ENTRY_POINT_GROUP = "apq_deploy.hardware"
 _OWN_MODEL = "bitfusion"
@@ -86,7 +86,7 @@ def _loaded(plugin: EntryPoint) -> Any:
         return plugin.load()
     except (ImportError, AttributeError) as error:
         raise HardwareError(
-            f'hardware "{plugin.name}" comes from {plugin.value}, which does not load: {error}'
+            f'hardware "{plugin.name}" comes from {plugin.value}, which does not load ({error}); reinstall its package'
         ) from None
 
 
@@ -107,8 +107,15 @@ def _checked(hardware: object, origin: str) -> Hardware:
     return hardware
 
 
+def hardware_text(hardware: Hardware) -> str:
+    """The whole hardware as text to read: its commented TOML file, or all settings of a class from another package."""
+    if isinstance(hardware, BitFusion):
+        return commented_toml(hardware, _OWN_MODEL)
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in hardware.describe().items())
+
+
 def hardware_template() -> str:
-    """A commented TOML file of an accelerator, to be changed into one's own: the preset `bitfusion` under a new name."""
+    """A commented TOML file of an accelerator, to be changed into one's own: `bitfusion` under a new name."""
     text = _presets()["bitfusion"].read_text(encoding="utf-8")
     values: Mapping[str, Any] = tomllib.loads(text)
     renamed = {

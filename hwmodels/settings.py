@@ -12,6 +12,7 @@ import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
 
 from hwmodels.errors import HardwareError
@@ -58,7 +59,7 @@ def _expected(kind: Any, doc: SettingDoc) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(json.dumps(choice) for choice in get_args(kind))
     if kind is str:
-        return "a string"
+        return "text on one line"
     if kind is bool:
         return "true or false"
     name = {int: "a whole number", float: "a number"}.get(kind, "a list of different whole numbers")
@@ -74,8 +75,10 @@ def _in_range(value: float, doc: SettingDoc) -> bool:
 def _is_valid(value: object, kind: Any, doc: SettingDoc) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    if kind is str or kind is bool:
-        return isinstance(value, kind)
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and bool(value.strip()) and value.isprintable()
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, doc)
     if kind is float:
@@ -88,11 +91,31 @@ def _is_valid(value: object, kind: Any, doc: SettingDoc) -> bool:
     )
 
 
-def check_settings(model: _Described) -> None:
-    """Raises HardwareError for the first setting with a value of the wrong type or outside its range."""
+def _plain(value: object, kind: Any) -> object:
+    """The value as the type that a setting holds, where nothing is lost by it: 5.0 for 5, a tuple for a list.
+
+    Equal settings then give one description and one hash.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return float(value) if kind is float else int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return tuple(_plain(each, int) for each in value)
+    return value
+
+
+def settle_settings(model: _Described) -> None:
+    """Brings every setting of a new, frozen model to its plain type and checks it.
+
+    Raises: HardwareError for the first value of the wrong type or outside its range.
+    """
     kinds = _types(type(model))
     for name, doc in setting_docs(type(model)).items():
-        value = getattr(model, name)
+        value = _plain(getattr(model, name), kinds[name])
+        object.__setattr__(model, name, value)
         if not _is_valid(value, kinds[name], doc):
             unit = f" ({doc.unit})" if doc.unit else ""
             raise HardwareError(
@@ -113,7 +136,7 @@ def model_from_document(model: type[Model], document: Mapping[str, Any], origin:
     Raises: HardwareError for another schema, unknown, missing or misplaced fields, and values out of range.
     """
     check_schema(document, origin)
-    docs, kinds = setting_docs(model), _types(model)
+    docs = setting_docs(model)
     sections = list(dict.fromkeys(doc.section for doc in docs.values() if doc.section))
     top = [name for name, doc in docs.items() if not doc.section]
     given: dict[str, Any] = {}
@@ -136,13 +159,8 @@ def model_from_document(model: type[Model], document: Mapping[str, Any], origin:
         if name not in given:
             place = f"in [{doc.section}]" if doc.section else "at the top"
             raise HardwareError(f'{origin}: missing field "{name}" {place}: {doc.meaning}; add it')
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    for name, value in values.items():
-        # A whole number where a number is meant, so that 500000000 and 5e8 give one description and one hash.
-        if kinds[name] is float and isinstance(value, int) and not isinstance(value, bool):
-            values[name] = float(value)
     try:
-        return model(**values)
+        return model(**given)
     except HardwareError as error:
         raise HardwareError(f"{origin}: {error}") from None
 

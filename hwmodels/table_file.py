@@ -149,16 +149,16 @@ def read_table(path: Path) -> tuple[TableHeader, dict[Entry, Cost]]:
         raise TableError(f"{path}: the header is garbled ({error}); {_REBUILD}") from None
     if found_hash != stated_hash:
         raise TableError(
-            f"{path}: expected the hardware of hash {stated_hash[:12]}, got a description of hash {found_hash[:12]}: one "
-            f"of the two was changed; {_REBUILD}"
+            f"{path}: expected the hardware of hash {stated_hash[:12]}, got a description of hash {found_hash[:12]}: "
+            f"one of the two was changed; {_REBUILD}"
         )
     costs = _read_rows(path, body)
     if len(costs) != entries:
         raise TableError(f"{path}: expected {entries} entries, got {len(costs)}: the file is cut off; {_REBUILD}")
     if hashlib.sha256(body.encode()).hexdigest() != stated_rows:
         raise TableError(
-            f"{path}: expected rows of hash {stated_rows[:12]}, got others: rows were changed after writing; {_REBUILD}, "
-            f"or bring your own figures in with `apq-deploy lut import`"
+            f"{path}: expected rows of hash {stated_rows[:12]}, got others: rows were changed after writing; "
+            f"{_REBUILD}, or bring your own figures in with `apq-deploy lut import`"
         )
     return header, costs
 

@@ -104,7 +104,7 @@ def cycles(hardware: BitFusion, compute_cycles: Whole, moved: Reuse) -> Whole:
     weights, inputs, outputs = moved.total_bits
     first_load = moved.resident_bits.sum(axis=0)
     last_store = moved.resident_bits[2]
-    width = float(hardware.bandwidth_bits_per_cycle)
+    width = hardware.bandwidth_bits_per_cycle
     exposed = np.ceil(first_load / width) + np.ceil(last_store / width)
     if hardware.transfer_overlap == "stall":
         hidden = np.ceil((weights + inputs + 2 * outputs - first_load - last_store) / width)
@@ -116,10 +116,10 @@ def cycles(hardware: BitFusion, compute_cycles: Whole, moved: Reuse) -> Whole:
 def least_cycles(hardware: BitFusion, compute_cycles: Whole, least_bits: Whole, tile_bits: Whole) -> Whole:
     """A lower bound of `cycles` over all orders: (n,), from the traffic with every operand moved once.
 
-    `least_bits` (3, n): traffic of the layer with perfect reuse; `tile_bits` (3, n): traffic of one tile, the least that
-    can be resident. Exact also with the `stall` rule, since ceil(a - b - c) + ceil(b) + ceil(c) >= ceil(a).
+    `least_bits` (3, n): traffic of the layer with perfect reuse; `tile_bits` (3, n): traffic of one tile, the
+    least that can be resident. Exact also with the `stall` rule, since ceil(a - b - c) + ceil(b) + ceil(c) >= ceil(a).
     """
-    width = float(hardware.bandwidth_bits_per_cycle)
+    width = hardware.bandwidth_bits_per_cycle
     exposed = np.ceil(tile_bits.sum(axis=0) / width) + np.ceil(tile_bits[2] / width)
     loads = least_bits.sum(axis=0)
     if hardware.transfer_overlap == "stall":

@@ -161,17 +161,17 @@ def reuse(traffic_bits: Whole, needed_bits: Whole, usable_bits: Whole, trips: Wh
     """
     shape = (3, len(orders), trips.shape[1])
     total = np.broadcast_to(traffic_bits[:, None, :], shape).copy()
+    needed = np.broadcast_to(needed_bits[:, None, :], shape).copy()
+    usable = usable_bits[:, None, None]
     resident = total.copy()
-    for operand in range(3):
-        needed = np.broadcast_to(needed_bits[operand], shape[1:]).copy()
-        fits = needed <= usable_bits[operand]
-        for loop in orders.T:
-            depends = DEPENDS[operand, loop][:, None]
-            trip = trips[loop]
-            total[operand] *= np.where(depends | ~fits, trip, 1.0)
-            needed *= np.where(depends, trip, 1.0)
-            fits = needed <= usable_bits[operand]
-            np.copyto(resident[operand], total[operand], where=fits)
+    fits = needed <= usable
+    for loop in orders.T:
+        trip = trips[loop]
+        depends = DEPENDS[:, loop, None]
+        np.multiply(total, trip, out=total, where=depends | ~fits)
+        np.multiply(needed, trip, out=needed, where=depends)
+        np.less_equal(needed, usable, out=fits)
+        np.copyto(resident, total, where=fits)
     return Reuse(total, resident)
 
 
