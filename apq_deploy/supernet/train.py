@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,6 +121,7 @@ class _Run:
         self.teacher: Subnet | None = None
         self.phase: Phase = "largest"
         self.step = 0
+        self.seconds = 0.0  # spent on training, over all starts
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
@@ -130,7 +132,12 @@ class _Run:
         return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
     def save(self, path: Path) -> None:
-        header = {"phase": self.phase, "step": self.step, "settings": asdict(self.settings)}
+        header = {
+            "phase": self.phase,
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "settings": asdict(self.settings),
+        }
         metadata = {
             "schema": CHECKPOINT_SCHEMA,
             "space": self.network.space.name,
@@ -168,7 +175,7 @@ class _Run:
             index, field = name.split(".")
             state.setdefault(int(index), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.phase, self.step = header["phase"], header["step"]
+        self.phase, self.step, self.seconds = header["phase"], header["step"], header["seconds"]
         if self.phase != "largest":
             self.set_teacher()
             assert self.teacher is not None
@@ -194,8 +201,10 @@ class _Run:
 
 def train_supernet(
     space: SearchSpace, images: ImageSet, folder: Path, settings: TrainSettings, device: str = "cpu"
-) -> Supernet:
-    """The trained supernet, also written to `folder`/supernet.safetensors; goes on from `folder`/training.safetensors.
+) -> tuple[Supernet, float]:
+    """The trained supernet and the seconds that it took.
+
+    The weights are also in `folder`/supernet.safetensors; a run goes on from `folder`/training.safetensors.
 
     Raises: UserError if a checkpoint of another run is in the way.
     """
@@ -212,7 +221,7 @@ def train_supernet(
     largest = space.decode(space.extreme(largest=True), quantized=False)
     reestimate_elastic(network, largest, calibration)
     save_supernet(network, folder / "supernet.safetensors")
-    return network
+    return network, run.seconds
 
 
 def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> None:
@@ -222,6 +231,7 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> 
     network.train()
     with progress(f"train {phase}", total) as advance:
         for step in range(run.step, total):
+            started = time.perf_counter()
             rng = np.random.default_rng((settings.seed, 1, number, step))
             chosen = batch_indices(len(images), settings.batch_size, step, (settings.seed, 2, number))
             x = to_unit(augment(images.images(chosen), rng), device)
@@ -243,6 +253,7 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> 
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             run.optimizer.step()
             run.step = step + 1
+            run.seconds += time.perf_counter() - started
             advance(run.step, f"loss {loss.item():.3f}" if step % 10 == 9 or run.step == total else "")
             if run.step % settings.checkpoint_every == 0 or run.step == total:
                 run.save(checkpoint)
