@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from hwmodels.bitfusion import BitFusion
+from hwmodels.compare import Coverage, ErrorStatistics, TableComparison, compare_tables, coverage, error_statistics
 from hwmodels.cost import Cost, LoopNest
 from hwmodels.errors import HardwareError, MissingEntry, TableError
 from hwmodels.hardware import Entry, Hardware, description_sha256
 from hwmodels.layers import ConvLayer, Precision
-from hwmodels.registry import hardware_template, list_hardware, load_hardware
+from hwmodels.measured import MeasuredDevice, MeasuredTable, TimingPlan, interpolate_missing, measured_table
+from hwmodels.measurements_file import ImportedTable, import_measurements
+from hwmodels.registry import hardware_template, hardware_text, list_hardware, load_hardware
 from hwmodels.table import CostArrays, CostTable, build_table
 
 __all__ = [
@@ -16,16 +19,30 @@ __all__ = [
     "Cost",
     "CostArrays",
     "CostTable",
+    "Coverage",
     "Entry",
+    "ErrorStatistics",
     "Hardware",
     "HardwareError",
+    "ImportedTable",
     "LoopNest",
+    "MeasuredDevice",
+    "MeasuredTable",
     "MissingEntry",
     "Precision",
+    "TableComparison",
     "TableError",
+    "TimingPlan",
     "build_table",
+    "compare_tables",
+    "coverage",
     "description_sha256",
+    "error_statistics",
     "hardware_template",
+    "hardware_text",
+    "import_measurements",
+    "interpolate_missing",
     "list_hardware",
     "load_hardware",
+    "measured_table",
 ]

@@ -106,10 +106,11 @@ class CostTable:
         layer, precision = entries[0]
         others = f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""
         target = self.path if self.path is not None else "TABLE.csv"
-        return MissingEntry(
-            f"no {self.hardware_name} cost for {layer} at {precision}{others}; add it with "
-            f"`apq-deploy lut build {self.hardware_name} --space SPACE -o {target}`"
-        )
+        if self.description.get("model") == "measured":
+            remedy = f"measure it, or add it to the measurements and `apq-deploy lut import FILE -o {target}`"
+        else:
+            remedy = f"add it with `apq-deploy lut build {self.hardware_name} --space SPACE -o {target}`"
+        return MissingEntry(f"no {self.hardware_name} cost for {layer} at {precision}{others}; {remedy}")
 
     def save(self, path: str | Path) -> None:
         """Writes the table as CSV with a commented header, under a temporary name first."""

@@ -218,7 +218,10 @@ def parse_entry(cells: list[str]) -> Entry:
 
 def positive(cell: str, name: str, *, or_zero: bool = False) -> float:
     """A finite number above zero. Raises: ValueError naming the column."""
-    value = float(cell)
+    try:
+        value = float(cell)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {cell!r}") from None
     if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
         raise ValueError(f"{name} must be a positive number, got {cell!r}")
     return value
