@@ -131,6 +131,31 @@ class Choices:
         genome, place = np.nonzero(redrawn)
         return self.redraw(genes, genome, place, rng)
 
+    def mutate_genes(self, genes: Genes, mean: float, rng: np.random.Generator) -> Genes:
+        """Mutants with `mean` genes on average drawn anew, of those that are free and in use."""
+        open_genes = expand_places(self.space, self._with_depths(self.space.active(genes))) & (self.counts > 1)
+        chance = mean / np.maximum(open_genes.sum(axis=1, keepdims=True), 1)
+        row, gene = np.nonzero((rng.random(genes.shape, np.float32) < chance) & open_genes)
+        mutants = genes.copy()
+        mutants[row, gene] = self._draw(gene, rng)
+        return self.repair(mutants, rng)
+
+    def _with_depths(self, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Blocks in use (n, n_blocks) as places in use: the depths always are."""
+        return np.concatenate([np.ones((len(active), self.space.n_stages), np.bool_), active], axis=1)
+
+    def neighbours(self, genome: Genes) -> tuple[Genes, NDArray[np.int64], NDArray[np.int8]]:
+        """All networks that differ from a genome (n_genes,) in one gene in use, which gene, and its value there."""
+        space = self.space
+        in_use = expand_places(space, self._with_depths(space.active(genome[None])))[0]
+        gene, value = np.nonzero(self.allowed & in_use[:, None])
+        changed = value != genome[gene]
+        gene, value = gene[changed], value[changed].astype(np.int8)
+        genes = np.repeat(genome[None], len(gene), axis=0)
+        genes[np.arange(len(gene)), gene] = value
+        exists = self.contains(genes)
+        return genes[exists], gene[exists], value[exists]
+
     def redraw(
         self, genes: Genes, genome: NDArray[np.int64], place: NDArray[np.int64], rng: np.random.Generator
     ) -> Genes:

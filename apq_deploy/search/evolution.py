@@ -3,96 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_deploy.errors import UserError
 from apq_deploy.search.accuracy import Evaluator
-from apq_deploy.search.history import History, Recorder
+from apq_deploy.search.budget import Budget
 from apq_deploy.search.menu import Menu
-from apq_deploy.search.starts import Seen
+from apq_deploy.search.starts import Seen, feasible_starts
+from apq_deploy.search.watch import Evolution, Outcome, Progress, Watch
 from apq_deploy.space import Genes
 
-# (generation, best predicted accuracy so far)
-Progress = Callable[[int, float], None]
+# How children come about: by mutation, by crossing, or by both.
+Kind: TypeAlias = Literal["mutants", "crossed", "bred"]
 
 # Children are drawn again and again until enough of them fit the budget, but not for ever.
 MAX_DRAWS = 3
 # Draws at a time, as a multiple of the children that are wanted.
-DRAW_LIMIT = {"mutants": 10, "crossed": 3}
-# Generations in a row without any new network within the budget after which the search is over.
-BARREN_GENERATIONS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Evolution:
-    """Settings of the evolution; the defaults are the paper's.
-
-    `patience`: generations without a better network after which to stop, None for never.
-
-    Raises: UserError for settings that make no sense.
-    """
-
-    population: int = 100
-    parents: int = 25
-    mutants: int = 50
-    crossed: int = 50
-    mutation_probability: float = 0.1
-    generations: int = 500
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("population", "parents", "mutants", "crossed", "generations"):
-            if getattr(self, name) < (1 if name in ("population", "parents") else 0):
-                raise UserError(f"expected a positive number for {name}, got {getattr(self, name)}")
-        if not 0.0 < self.mutation_probability <= 1.0:
-            raise UserError(f"expected a mutation probability in (0, 1], got {self.mutation_probability}")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"expected a patience of at least 1 generation, got {self.patience}")
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a search algorithm found: `genes` (n, n_genes) best first, their `scores` (n,), and how it went."""
-
-    genes: Genes
-    scores: NDArray[np.float64]
-    history: History
-    stop_reason: str
-
-    @property
-    def best(self) -> Genes:
-        return self.genes[0]
+DRAW_LIMIT: dict[Kind, int] = {"mutants": 10, "crossed": 3, "bred": 10}
 
 
 def evolve(
     menu: Menu,
-    bounds: NDArray[np.float64],
+    budget: Budget,
     evaluate: Evaluator,
-    starts: Genes,
     settings: Evolution,
     rng: np.random.Generator,
     progress: Progress | None = None,
 ) -> Outcome:
     """The networks of the last generation, best first.
 
-    The best `parents` of a generation stay; `mutants` and `crossed` children of theirs join them. A child over one of
-    `bounds` (n_metrics,) is dropped and drawn anew, and so is one that was seen before. Where a bounded number of draws
-    does not give enough crossed children, mutants make up for them; where it does not give enough mutants, the
-    generation is smaller. `starts` must keep the bounds.
+    The best `parents` of a generation stay; `mutants` and `crossed` children of theirs join them. A child over the
+    budget is dropped and drawn anew, and so is one that was seen before. Where a bounded number of draws does not give
+    enough crossed children, mutants make up for them; where it does not give enough mutants, the generation is smaller.
+
+    Raises: UnreachableBudget if no network meets the budget.
     """
-    if not menu.costs.fits(starts, bounds).all():
-        raise UserError("expected a first population within the budget, got networks over it")
-    brood = Brood(menu, bounds, rng)
-    genes = brood.seen.fresh(starts)
+    brood = Brood(menu, budget.bounds(menu.costs), rng)
+    genes = brood.seen.fresh(feasible_starts(menu, budget, settings.population, rng))
     scores = evaluate(genes)
-    recorder = Recorder(menu.choices)
-    recorder.add(genes, scores, evaluate.evaluations)
-    best, best_generation, barren = float(scores.max()), 0, 0
-    reason = f"all {settings.generations} generations done"
-    for generation in range(1, settings.generations + 1):
+    watch = Watch(menu, evaluate, settings, progress)
+    watch.note(genes, scores)
+    while watch.reason is None:
         order = np.argsort(-scores, kind="stable")[: settings.parents]
         parents, parent_scores = genes[order], scores[order]
         crossed = brood.crossed(parents, settings.crossed)
@@ -101,20 +54,8 @@ def evolve(
         children = np.concatenate([mutants, crossed])
         genes = np.concatenate([parents, children])
         scores = np.concatenate([parent_scores, evaluate(children)])
-        recorder.add(genes, scores, evaluate.evaluations)
-        if float(scores.max()) > best:
-            best, best_generation = float(scores.max()), generation
-        if progress is not None:
-            progress(generation, best)
-        barren = 0 if len(children) else barren + 1
-        if barren == BARREN_GENERATIONS:
-            reason = f"no new network within the budget in {barren} generations"
-            break
-        if settings.patience is not None and generation - best_generation >= settings.patience:
-            reason = f"no better network in {settings.patience} generations"
-            break
-    order = np.argsort(-scores, kind="stable")
-    return Outcome(genes[order], scores[order], recorder.history(), reason)
+        watch.note(genes, scores)
+    return watch.outcome(genes, scores)
 
 
 class Brood:
@@ -124,7 +65,7 @@ class Brood:
         self.seen = Seen(menu.costs)
         self._menu, self._bounds, self._rng = menu, bounds, rng
         # What share of the draws of each kind was of use so far: how many to draw at once.
-        self._yield = {"mutants": 0.5, "crossed": 0.5}
+        self._yield: dict[Kind, float] = {"mutants": 0.5, "crossed": 0.5, "bred": 0.5}
 
     def mutants(self, parents: Genes, n: int, probability: float) -> Genes:
         """At most n mutants of random parents, (n, n_genes)."""
@@ -133,7 +74,7 @@ class Brood:
             chosen = parents[self._rng.integers(0, len(parents), count)]
             return self._menu.choices.mutate(chosen, probability, self._rng)
 
-        return self._children("mutants", n, draw)
+        return self.children("mutants", n, draw)
 
     def crossed(self, parents: Genes, n: int) -> Genes:
         """At most n children of random pairs of parents, (n, n_genes)."""
@@ -142,9 +83,10 @@ class Brood:
             pairs = self._rng.integers(0, len(parents), (2, count))
             return self._menu.choices.cross(parents[pairs[0]], parents[pairs[1]], self._rng)
 
-        return self._children("crossed", n, draw)
+        return self.children("crossed", n, draw)
 
-    def _children(self, kind: str, n: int, draw: Callable[[int], Genes]) -> Genes:
+    def children(self, kind: Kind, n: int, draw: Callable[[int], Genes]) -> Genes:
+        """At most n of the genomes that `draw(count)` gives: those within the budget that were not seen before."""
         pieces, missing = [np.zeros((0, self._menu.costs.space.n_genes), np.int8)], n
         for _ in range(MAX_DRAWS):
             if missing <= 0:

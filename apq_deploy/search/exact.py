@@ -1,8 +1,8 @@
 """Exact search for a network within several limits: partial networks, position by position, pruned and merged.
 
 A multiple-choice knapsack with several constraints. A partial network is dropped if some limit is out of reach even
-with the cheapest rest, if the Lagrangian bound of the rest is (so with good weights few are left), or if another partial
-network with the same positions behind it costs no more in every limited metric.
+with the cheapest rest, if the Lagrangian bound of the rest is (so with good weights few are left), or if another
+partial network with the same positions behind it costs no more in every limited metric.
 """
 
 from __future__ import annotations

@@ -7,26 +7,23 @@ from dataclasses import asdict
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
 from apq_deploy.search.accuracy import Accuracy, Evaluator
 from apq_deploy.search.budget import Budget
 from apq_deploy.search.choices import Choices
 from apq_deploy.search.costs import Metric, Scope, SpaceCosts
-from apq_deploy.search.evolution import Evolution, Outcome, Progress, evolve
+from apq_deploy.search.evolution import evolve
 from apq_deploy.search.menu import Menu
 from apq_deploy.search.result import SearchResult, space_definition
-from apq_deploy.search.starts import feasible_starts
+from apq_deploy.search.watch import Evolution, Outcome, Progress
 from apq_deploy.space import Genes
 
 Algorithm: TypeAlias = Literal["apq"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
-_Search = Callable[
-    [Menu, NDArray[np.float64], Evaluator, Genes, Evolution, np.random.Generator, Progress | None], Outcome
-]
-_SEARCHES: Mapping[str, _Search] = {"apq": evolve}
+_Search = Callable[[Menu, Budget, Evaluator, Evolution, np.random.Generator, Progress | None], Outcome]
+_SEARCHES: Mapping[Algorithm, _Search] = {"apq": evolve}
 
 
 def search(
@@ -57,9 +54,7 @@ def search(
     space = costs.space
     menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network))
     rng = np.random.default_rng(seed)
-    starts = feasible_starts(menu, budget, settings.population, rng)
-    evaluate = Evaluator(space, accuracy)
-    outcome = _SEARCHES[algorithm](menu, budget.bounds(costs), evaluate, starts, settings, rng, progress)
+    outcome = _SEARCHES[algorithm](menu, budget, Evaluator(space, accuracy), settings, rng, progress)
     genome = space.canonical(outcome.best[None])[0]
     return SearchResult(
         space=space.name,
