@@ -190,7 +190,7 @@ def _open_journal(journal: Path, identity: str) -> dict[Entry, Cost]:
         journal.write_text("\n".join(header) + "\n", encoding="utf-8")
         return {}
     if lines[0] != header[0] or lines[2:3] != header[2:3]:
-        raise TableError(f"{journal}: expected a {_JOURNAL_SCHEMA}, got another file; name another journal")
+        raise TableError(f"{journal}: expected an {_JOURNAL_SCHEMA}, got another file; name another journal")
     if lines[1] != header[1]:
         raise TableError(
             f"{journal}: expected measurements of {json.loads(identity)['name']} with this plan and these settings, "
