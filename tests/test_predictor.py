@@ -1,0 +1,146 @@
+"""The predictor: its points, its transfer, its files."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL, small_data
+
+from apq_deploy import SearchSpace, UserError
+from apq_deploy.predictor.collect import CollectSettings, Laboratory
+from apq_deploy.predictor.fit import FitSettings, fit_float, fit_quantized, score
+from apq_deploy.predictor.model import Predictor, kendall_tau, pairwise_accuracy
+from apq_deploy.predictor.store import GROUP, PointStore, is_held_out, planned_genome
+from apq_deploy.supernet.network import Supernet
+
+FASHION = SearchSpace.load("fashion")
+QUICK = FitSettings(epochs=60, transfer_epochs=60)
+
+
+def test_pairwise_accuracy_and_tau_by_hand() -> None:
+    measured = np.array([1.0, 2.0, 3.0, 3.0])
+    predicted = np.array([1.0, 3.0, 2.0, 2.0])
+    # Pairs that differ: (1,2), (1,3), (1,4) right; (2,3), (2,4) wrong; (3,4) is a tie.
+    assert pairwise_accuracy(predicted, measured) == pytest.approx(3 / 5)
+    assert kendall_tau(predicted, measured) == pytest.approx((3 - 2) / 5)
+    assert pairwise_accuracy(np.zeros(4), measured) == 0.5
+    assert kendall_tau(measured, measured) == pytest.approx(1)
+    assert kendall_tau(-measured, measured) == pytest.approx(-1)
+
+
+def test_planned_points_are_of_both_kinds() -> None:
+    genes = np.stack([planned_genome(FASHION, "quantized", i, 0) for i in range(2 * GROUP)])
+    again = planned_genome(FASHION, "quantized", 27, 0)
+    assert np.array_equal(genes[27], again)
+    for group in (genes[:GROUP], genes[GROUP:]):
+        depth, blocks = FASHION.split(group)
+        architectures = np.concatenate([depth, blocks[..., :2].reshape(GROUP, -1)], axis=1)
+        assert len(np.unique(architectures, axis=0)) == GROUP // 2 + 1
+        assert len(np.unique(group, axis=0)) == GROUP
+    held = [i for i in range(10 * GROUP) if is_held_out("quantized", i)]
+    assert held == [*range(4 * GROUP, 5 * GROUP), *range(9 * GROUP, 10 * GROUP)]
+
+
+def truth(genes: np.ndarray, with_bits: bool) -> np.ndarray:
+    """An invented accuracy: more middle channels and bits are better."""
+    features = FASHION.encode(genes)
+    weights = np.random.default_rng(5).normal(size=features.shape[1])
+    architecture = FASHION.architecture_features
+    value = features[:, architecture] @ weights[architecture]
+    if with_bits:
+        value = value + 0.5 * features[:, ~architecture] @ weights[~architecture]
+    return 0.86 + 0.003 * value
+
+
+def test_transfer_beats_scratch_when_points_are_few() -> None:
+    rng = np.random.default_rng(0)
+    cheap, dear, other = (FASHION.sample(n, rng) for n in (400, 40, 150))
+    base = fit_float(FASHION, cheap, truth(cheap, False), QUICK)
+    moved = fit_quantized(FASHION, dear, truth(dear, True), QUICK, base)
+    scratch = fit_quantized(FASHION, dear, truth(dear, True), QUICK, None)
+    found = [score(p(FASHION.encode(other)), truth(other, True))["pairwise_accuracy"] for p in (moved, scratch)]
+    assert found[0] > found[1] + 0.05
+    float_score = score(base(FASHION.encode(other)[:, FASHION.architecture_features]), truth(other, False))
+    assert float_score["pairwise_accuracy"] > 0.85
+
+
+def test_transfer_starts_at_the_full_precision_ranking() -> None:
+    rng = np.random.default_rng(1)
+    genes = FASHION.sample(60, rng)
+    base = fit_float(FASHION, genes, truth(genes, False), QUICK)
+    still = FitSettings(transfer_epochs=1, transfer_learning_rate=0.0, weight_decay=0.0)
+    moved = fit_quantized(FASHION, genes, truth(genes, False), still, base)
+    features = FASHION.encode(genes)
+    assert np.allclose(moved(features), base(features[:, FASHION.architecture_features]), atol=1e-5)
+
+
+def test_predictor_files_come_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    genes = FASHION.sample(50, rng)
+    predictor = fit_quantized(FASHION, genes, truth(genes, True), FitSettings(epochs=5), None)
+    path = tmp_path / "predictor.safetensors"
+    predictor.save(path)
+    loaded = Predictor.load(path, FASHION)
+    features = FASHION.encode(FASHION.sample(50, rng))
+    assert np.allclose(loaded(features), predictor(features), atol=1e-3)
+    with pytest.raises(UserError, match="space 'fashion', expected 'small'"):
+        Predictor.load(path, SMALL)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="not a complete safetensors"):
+        Predictor.load(path, FASHION)
+    with pytest.raises(UserError, match="there is no predictor"):
+        Predictor.load(tmp_path / "none", FASHION)
+
+
+def test_too_few_points_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 10 points"):
+        fit_float(FASHION, FASHION.sample(3, np.random.default_rng(0)), np.ones(3), QUICK)
+
+
+def test_the_store_keeps_every_point_once(tmp_path: Path) -> None:
+    path = tmp_path / "points.sqlite"
+    settings = {"seed": 0, "finetune_steps": 20}
+    store = PointStore(path, FASHION, settings)
+    for number in (0, 4, 1):
+        store.add("float", number, planned_genome(FASHION, "float", number, 0), 0.8 + number / 100, 1.0)
+    store.add("float", 4, planned_genome(FASHION, "float", 4, 0), 0.1, 1.0)
+    store.close()
+    store = PointStore(path, FASHION)
+    assert store.settings == settings
+    assert store.done("float") == {0, 1, 4}
+    points = store.points("float")
+    assert points.accuracy.tolist() == [0.8, 0.8 + 1 / 100, 0.8 + 4 / 100]
+    assert points.held_out.tolist() == [False, False, True]
+    assert np.array_equal(points.genes[2], planned_genome(FASHION, "float", 4, 0))
+    store.close()
+    with pytest.raises(UserError, match="another seed"):
+        PointStore(path, FASHION, {**settings, "seed": 1})
+    with pytest.raises(UserError, match="space 'fashion', expected 'small'"):
+        PointStore(path, SMALL)
+
+
+def test_wrong_databases_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are no points"):
+        PointStore(tmp_path / "none.sqlite", FASHION)
+    garbage = tmp_path / "garbage.sqlite"
+    garbage.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(UserError, match="not a database of points"):
+        PointStore(garbage, FASHION)
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as db:
+        db.execute("CREATE TABLE other (x)")
+    with pytest.raises(UserError, match="expected schema"):
+        PointStore(foreign, FASHION)
+
+
+def test_the_laboratory_measures_the_same_point_alike() -> None:
+    torch.manual_seed(0)
+    network = Supernet(SMALL).eval()
+    laboratory = Laboratory(network, small_data(), CollectSettings(3, 32, 60))
+    for kind in ("float", "quantized"):
+        first, second = laboratory.measure(kind, 1), laboratory.measure(kind, 1)
+        assert 0 <= first == second <= 1
