@@ -9,7 +9,18 @@ if TYPE_CHECKING:
     from exporters.errors import ExportError, UnsupportedGraph
     from exporters.onnx_reader import read_onnx
     from exporters.onnx_writer import write_onnx
-    from exporters.qnet import QAdd, QConv, QDepthwise, QLinear, QMaxPool, QPool, QTensor, QuantizedNetwork
+    from exporters.qnet import (
+        QAdd,
+        QAddConstant,
+        QClip,
+        QConv,
+        QDepthwise,
+        QLinear,
+        QMaxPool,
+        QPool,
+        QTensor,
+        QuantizedNetwork,
+    )
     from exporters.reference import run_reference
     from exporters.tvm import CompiledModel, compile_tvm
 
@@ -17,6 +28,8 @@ _HOME = {
     "ExportError": "exporters.errors",
     "UnsupportedGraph": "exporters.errors",
     "QAdd": "exporters.qnet",
+    "QAddConstant": "exporters.qnet",
+    "QClip": "exporters.qnet",
     "QConv": "exporters.qnet",
     "QDepthwise": "exporters.qnet",
     "QLinear": "exporters.qnet",
@@ -34,6 +47,8 @@ __all__ = [
     "CompiledModel",
     "ExportError",
     "QAdd",
+    "QAddConstant",
+    "QClip",
     "QConv",
     "QDepthwise",
     "QLinear",

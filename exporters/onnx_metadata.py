@@ -22,13 +22,14 @@ SCHEMA = 1
 class Claims:
     """What a file says about itself.
 
-    weight_bits: by layer name. act_bits: bits of the layer's output, by layer name.
+    weight_bits: by layer name. act_bits: bits of the layer's output, by layer name. kinds: layer class by layer name.
     """
 
     metadata: dict[str, str] = field(default_factory=dict)
     input_bits: int | None = None
     weight_bits: dict[str, int] = field(default_factory=dict)
     act_bits: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
 
 
 def describe_network(net: QuantizedNetwork) -> str:
@@ -70,6 +71,7 @@ def read_claims(model: onnx.ModelProto) -> Claims | None:
             input_bits=_bits(content["input_bits"]),
             weight_bits={name: _bits(entry["weight_bits"]) for name, entry in layers.items() if "weight_bits" in entry},
             act_bits={name: _bits(entry["act_bits"]) for name, entry in layers.items()},
+            kinds={name: _string(entry["kind"]) for name, entry in layers.items()},
         )
     except ExportError:
         raise

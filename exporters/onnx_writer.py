@@ -24,6 +24,8 @@ from exporters.onnx_metadata import METADATA_KEY, describe_network, node_metadat
 from exporters.qnet import (
     DTYPE_RANGE,
     QAdd,
+    QAddConstant,
+    QClip,
     QConv,
     QDepthwise,
     QLayer,
@@ -100,8 +102,28 @@ class _Graph:
                 self._node("Gemm", layer.name, [*real, *self._weights(layer)], result, layer=layer, transB=1)
             case QAdd():
                 self._node("Add", layer.name, real, result, layer=layer)
-            case QPool():
+            case QPool(method="integer"):
                 self._node("GlobalAveragePool", layer.name, real, result, layer=layer)
+            case QPool():
+                kernel_shape = list(self.net.tensors[layer.input].shape[1:])
+                self._node("AveragePool", layer.name, real, result, layer=layer, kernel_shape=kernel_shape)
+            case QClip():
+                bounds = [
+                    self._constant(f"{layer.name}.{name}", np.array(value, np.float32))
+                    for name, value in (("low", layer.low), ("high", layer.high))
+                ]
+                self._node("Clip", layer.name, [*real, *bounds], result, layer=layer)
+            case QAddConstant():
+                inputs = [
+                    self._constant(f"{layer.name}.constant.codes", layer.constant),
+                    self._constant(f"{layer.name}.constant.scale", np.array(layer.constant_scale, np.float32)),
+                    self._constant(
+                        f"{layer.name}.constant.zero_point", np.array(layer.constant_zero_point, layer.constant.dtype)
+                    ),
+                ]
+                constant = f"{layer.name}.constant"
+                self._node("DequantizeLinear", f"{constant}.dequantize", inputs, constant)
+                self._node("Add", layer.name, [*real, constant], result, layer=layer)
             case QMaxPool():
                 attributes = {
                     "kernel_shape": [layer.kernel_size] * 2,

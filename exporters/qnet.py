@@ -131,11 +131,16 @@ class QAdd:
 
 @dataclass(frozen=True, slots=True)
 class QPool:
-    """Global average pooling, (c, h, w) -> (c,)."""
+    """Global average pooling, (c, h, w) -> (c,).
+
+    method: "integer" sums codes and rounds once, as GlobalAveragePool does; "float" sums dequantized values row by row
+    in float32, as onnxruntime does where a file has an AveragePool or ReduceMean over the whole image.
+    """
 
     name: str
     input: str
     output: QTensor
+    method: Literal["integer", "float"] = "integer"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -158,8 +163,45 @@ class QMaxPool:
         return (self.input,)
 
 
+@dataclass(frozen=True, slots=True)
+class QClip:
+    """ReLU or ReLU6 that a file keeps apart: real values clipped to [low, high], then quantized anew.
+
+    `apq-deploy` itself never writes one: it folds the clip into the clamp of the layer before.
+    """
+
+    name: str
+    input: str
+    output: QTensor
+    low: float
+    high: float
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QAddConstant:
+    """Addition of a quantized constant, as files have it where a MatMul and its bias stand apart.
+
+    constant: codes of the output's shape and type; constant_scale and constant_zero_point: their meaning.
+    """
+
+    name: str
+    input: str
+    output: QTensor
+    constant: NDArray[np.uint8] | NDArray[np.int8]
+    constant_scale: float
+    constant_zero_point: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
 QWeighted = QConv | QDepthwise | QLinear
-QLayer = QWeighted | QAdd | QPool | QMaxPool
+QLayer = QWeighted | QAdd | QPool | QMaxPool | QClip | QAddConstant
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +261,7 @@ def _check(layer: QLayer, sources: tuple[QTensor, ...]) -> None:
             _check_weights(layer, shape[0])
             expected = (layer.weight.shape[0],)
             if not isinstance(layer, QLinear):
-                expected += _window_sizes(layer.name, shape, layer.weight.shape[2:], layer.stride, layer.padding)
+                expected += window_sizes(layer.name, shape, layer.weight.shape[2:], layer.stride, layer.padding)
         case QMaxPool():
             source, output = sources[0], layer.output
             if len(shape) != 3:
@@ -229,10 +271,23 @@ def _check(layer: QLayer, sources: tuple[QTensor, ...]) -> None:
             kernel = (layer.kernel_size, layer.kernel_size)
             if max(layer.padding) >= layer.kernel_size:
                 raise ExportError(f"layer {layer.name}: padding {layer.padding} must be smaller than the kernel")
-            expected = shape[:1] + _window_sizes(layer.name, shape, kernel, layer.stride, layer.padding)
+            expected = shape[:1] + window_sizes(layer.name, shape, kernel, layer.stride, layer.padding)
         case QAdd():
             if sources[1].shape != shape:
                 raise ExportError(f"layer {layer.name} adds tensors of shapes {shape} and {sources[1].shape}")
+            expected = shape
+        case QClip():
+            if not layer.low < layer.high:
+                raise ExportError(f"layer {layer.name} clips to [{layer.low}, {layer.high}], which is empty")
+            expected = shape
+        case QAddConstant():
+            if layer.constant.shape != shape or str(layer.constant.dtype) not in DTYPE_RANGE:
+                raise ExportError(f"layer {layer.name} adds a constant of another shape or type than {shape}")
+            if not (np.isfinite(np.float32(layer.constant_scale)) and np.float32(layer.constant_scale) > 0):
+                raise ExportError(f"layer {layer.name}: the constant's scale must be positive and finite")
+            low, high = DTYPE_RANGE[str(layer.constant.dtype)]
+            if not low <= layer.constant_zero_point <= high:
+                raise ExportError(f"layer {layer.name}: the constant's zero point must fit its type")
             expected = shape
         case QPool():
             if len(shape) != 3:
@@ -242,7 +297,7 @@ def _check(layer: QLayer, sources: tuple[QTensor, ...]) -> None:
         raise ExportError(f"layer {layer.name} gives a tensor of shape {expected}, not {layer.output.shape}")
 
 
-def _window_sizes(
+def window_sizes(
     name: str, shape: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: tuple[int, int, int, int]
 ) -> tuple[int, int]:
     """Height and width after a sliding window."""

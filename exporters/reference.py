@@ -15,6 +15,8 @@ from exporters.errors import ExportError
 from exporters.qnet import (
     DTYPE_RANGE,
     QAdd,
+    QAddConstant,
+    QClip,
     QConv,
     QDepthwise,
     QLayer,
@@ -79,10 +81,18 @@ def _run(layer: QLayer, sources: list[QTensor], codes: list[Codes]) -> Codes:
             table = add_table(sources[0], sources[1], layer.output)
             left, right = (_index(array, tensor) for array, tensor in zip(codes, sources, strict=True))
             return table[left, right]
+        case QAddConstant():
+            table = add_table(sources[0], _constant_tensor(layer), layer.output)
+            low = DTYPE_RANGE[str(layer.constant.dtype)][0]
+            return table[_index(codes[0], sources[0]), layer.constant.astype(np.intp) - low]
+        case QClip():
+            return _clip_table(layer, sources[0])[_index(codes[0], sources[0])]
         case QMaxPool():
             return _max_pool(layer, codes[0])
-        case QPool():
+        case QPool(method="integer"):
             return _average(codes[0], sources[0], layer.output)
+        case QPool():
+            return _average_in_float(codes[0], sources[0], layer.output)
 
 
 def requantization_scale(layer: QWeighted, source: QTensor) -> NDArray[np.float32]:
@@ -128,7 +138,7 @@ def _pad(values: NDArray, padding: tuple[int, int, int, int], fill: int) -> NDAr
 def _convolve(padded: Sums, weight: Sums, stride: int) -> Sums:
     """(n, out, height, width) from (n, in, padded height, padded width) and (out, in, k_h, k_w)."""
     windows = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
-    count, channels, height, width = windows.shape[:4]
+    count, _, height, width = windows.shape[:4]
     columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(count, -1, height * width)
     return (weight.reshape(len(weight), -1) @ columns).reshape(count, len(weight), height, width)
 
@@ -191,12 +201,34 @@ def fma(
     return odd.astype(np.float32)
 
 
+def _constant_tensor(layer: QAddConstant) -> QTensor:
+    dtype = "uint8" if layer.constant.dtype == np.uint8 else "int8"
+    low, high = DTYPE_RANGE[dtype]
+    shape, scale, zero_point = layer.constant.shape, layer.constant_scale, layer.constant_zero_point
+    return QTensor(f"{layer.name}.constant", shape, scale, zero_point, 8, low, high, dtype)
+
+
+def _clip_table(layer: QClip, source: QTensor) -> Codes:
+    """(256,) codes of the output, by the input's code from the lowest of its type on."""
+    low, high = DTYPE_RANGE[source.dtype]
+    values = dequantize(np.arange(low, high + 1).astype(source.dtype), source)
+    return quantize(np.clip(values, np.float32(layer.low), np.float32(layer.high)), layer.output)
+
+
 def _average(codes: Codes, source: QTensor, output: QTensor) -> Codes:
     """(n, channels): the integer sum times `sx / (sy * pixels)` in float32, as onnxruntime's kernel has it."""
     pixels = codes.shape[2] * codes.shape[3]
     sums = codes.astype(np.int64).sum((2, 3)) - pixels * source.zero_point
     scale = np.float32(source.scale) / (np.float32(output.scale) * np.float32(pixels))
     return _requantize(sums.astype(np.float64), np.array([scale], np.float32), output)
+
+
+def _average_in_float(codes: Codes, source: QTensor, output: QTensor) -> Codes:
+    """(n, channels): values summed one by one in float32, row after row, then divided and quantized."""
+    values = dequantize(codes, source).reshape(*codes.shape[:2], -1)
+    # accumulate, other than sum, adds strictly from left to right
+    sums = np.add.accumulate(values, axis=2, dtype=np.float32)[..., -1]
+    return quantize(sums / np.float32(values.shape[2]), output)
 
 
 def _max_pool(layer: QMaxPool, codes: Codes) -> Codes:
