@@ -1,0 +1,244 @@
+"""Convolution with groups 1, and with it the pointwise convolution and the fully connected layer: a matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.tvm import ir
+from exporters.tvm.isa import Isa
+from exporters.tvm.layout import Clamp, Layout, fill_border
+
+WIDE_GROUP = 4  # vectors of output channels that are packed into one vector of codes
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """What sets the code of a convolution apart; weights, biases and scales are arguments of the kernel.
+
+    padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`.
+    """
+
+    source: Layout
+    target: Layout
+    kernel: tuple[int, int]
+    stride: int
+    padding: tuple[int, int]
+    clamp: Clamp
+    may_overflow: bool = False
+
+    @property
+    def words(self) -> int:
+        """32-bit words of four input channels in a pixel."""
+        return -(-self.source.channels // 4)
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def steps(self) -> int:
+        """Length of the sum, in words."""
+        return self.taps * self.words
+
+    def flat(self) -> ConvSpec:
+        """The same convolution over a single row of pixels, where neither stride nor border forbids it."""
+        plain = self.kernel == (1, 1) and self.stride == 1 and not any(self.source.border + self.target.border)
+        if not plain:
+            return self
+        return ConvSpec(self.source.flat(), self.target.flat(), (1, 1), 1, self.padding, self.clamp, self.may_overflow)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels (rows x columns) times vectors of output channels whose sums are held in registers."""
+
+    rows: int
+    columns: int
+    vectors: int
+
+
+def choose_tile(isa: Isa, spec: ConvSpec, vectors: int) -> Tile:
+    """The tile for groups of `vectors` output vectors with the least estimated work, edges that overlap included."""
+    height, width = spec.target.height, spec.target.width
+
+    def work(tile: Tile) -> float:
+        sums = tile.rows * tile.columns * vectors
+        # a product's latency hides behind at least eight others; operands cost a quarter of a product
+        per_step = max(sums, 8) + 0.25 * (tile.rows * tile.columns + vectors)
+        return -(-height // tile.rows) * -(-width // tile.columns) * (spec.steps * per_step + 4 * sums + 24)
+
+    limit = max(1, (isa.tile_limit - (vectors if isa.registers > 16 else 0)) // vectors)
+    tiles = [
+        Tile(rows, columns, vectors)
+        for rows in range(1, min(height, limit) + 1)
+        for columns in range(1, min(width, limit // rows) + 1)
+    ]
+    return min(tiles, key=work)
+
+
+def group_sizes(isa: Isa, channels: int) -> list[int]:
+    """Vectors of output channels in each group: four, and once the rest."""
+    vectors = -(-channels // isa.lanes)
+    full, rest = divmod(vectors, WIDE_GROUP)
+    return [WIDE_GROUP] * full + ([rest] if rest else [])
+
+
+def channel_order(isa: Isa, channels: int) -> NDArray[np.int64]:
+    """The channel that stands at each place of the packed weights: groups of four vectors come out in natural order."""
+    order, start = [], 0
+    for size in group_sizes(isa, channels):
+        count = size * isa.lanes
+        within = isa.interleave() if size == WIDE_GROUP else np.arange(count)
+        order.append(start + within)
+        start += count
+    return np.concatenate(order)
+
+
+def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.generic]:
+    """(out, in, k_h, k_w) -> [output vector][k_h][k_w][word][lane][4], padded with zeros to `channels` outputs."""
+    out, inside, k_h, k_w = weight.shape
+    words = -(-inside // 4)
+    padded = np.zeros((channels, words * 4, k_h, k_w), np.int8)
+    padded[:out, :inside] = weight
+    blocks = padded[channel_order(isa, channels)].reshape(channels // isa.lanes, isa.lanes, words, 4, k_h, k_w)
+    return isa.pack_weights(blocks.transpose(0, 4, 5, 2, 1, 3))
+
+
+def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.tirx.PrimFunc:
+    """(source uint8, weights, bias int32, scale float32, target uint8)."""
+    spec = spec.flat()
+    source, target = spec.source, spec.target
+    sizes = group_sizes(isa, target.pitch)
+    wide = sizes.count(WIDE_GROUP)
+
+    def body(codes: ir.Buffer, weights: ir.Buffer, bias: ir.Buffer, scale: ir.Buffer, output: ir.Buffer) -> None:
+        fill_border(output, target, spec.clamp.zero_point, isa.width)
+        buffers = (codes, weights, bias, scale, output)
+        if wide:
+            _group(isa, spec, buffers, WIDE_GROUP, wide, 0, threads)
+        if len(sizes) > wide:
+            _group(isa, spec, buffers, sizes[-1], 1, wide * WIDE_GROUP, threads)
+
+    channels = target.pitch
+    block_count = channels // isa.lanes * spec.steps
+    arguments = [
+        (source.size, "uint8"),
+        (block_count * isa.block, isa.weight_dtype),
+        (channels, "int32"),
+        (channels, "float32"),
+        (target.size, "uint8"),
+    ]
+    return ir.kernel("conv", arguments, body)
+
+
+def _group(
+    isa: Isa, spec: ConvSpec, buffers: tuple[ir.Buffer, ...], vectors: int, groups: int, first: int, threads: int
+) -> None:
+    """All tiles of `groups` groups of `vectors` output vectors, from vector `first` on."""
+    tile = choose_tile(isa, spec, vectors)
+    target = spec.target
+    down, across = -(-target.height // tile.rows), -(-target.width // tile.columns)
+    # Weights that exceed half of a first-level cache are read once a group instead of once a tile of pixels.
+    groups_outside = spec.steps * target.pitch * 4 > 16_384
+    with ir.loop(down * across * groups, threads) as index:
+        if groups_outside:
+            group, place = _divmod(index, down * across)
+        else:
+            place, group = _divmod(index, groups)
+        row, column = _divmod(place, across)
+        y = ir.bind(ir.tirx.min(row * tile.rows, target.height - tile.rows))
+        x = ir.bind(ir.tirx.min(column * tile.columns, target.width - tile.columns))
+        _tile(isa, spec, buffers, tile, y, x, ir.bind(first + group * vectors))
+
+
+def _divmod(index: ir.Expr, divisor: int) -> tuple[ir.Expr, ir.Expr]:
+    if divisor == 1:
+        return index, ir.tirx.IntImm("int32", 0)
+    return ir.bind(ir.tirx.truncdiv(index, divisor)), ir.bind(ir.tirx.truncmod(index, divisor))
+
+
+def _tile(
+    isa: Isa, spec: ConvSpec, buffers: tuple[ir.Buffer, ...], tile: Tile, y: ir.Expr, x: ir.Expr, vector: ir.Expr
+) -> None:
+    codes, weights, bias, scale, output = buffers
+    source, lanes = spec.source, isa.lanes
+    pixels = [(row, column) for row in range(tile.rows) for column in range(tile.columns)]
+    start = ir.bind(
+        source.origin
+        + (y * spec.stride - spec.padding[0]) * source.row
+        + (x * spec.stride - spec.padding[1]) * source.pitch
+    )
+    sums = ir.Accumulators(len(pixels) * tile.vectors, "int32", lanes)
+    for n in range(tile.vectors):
+        initial = ir.bind(ir.load(bias, (vector + n) * lanes, lanes))
+        for m in range(len(pixels)):
+            sums[m * tile.vectors + n] = initial
+
+    def step(offset: ir.Expr, block: ir.Expr) -> None:
+        """Add the products of one word of every pixel."""
+        factors = [isa.weights(weights, (vector + n) * spec.steps + block) for n in range(tile.vectors)]
+        for m, (row, column) in enumerate(pixels):
+            place = offset + (row * source.row + column * source.pitch) * spec.stride
+            quads = isa.broadcast(ir.bind(ir.bits(ir.load(codes, place, 4), "int32", 1)))
+            for n in range(tile.vectors):
+                sums[m * tile.vectors + n] = isa.dot(sums[m * tile.vectors + n], quads, factors[n])
+
+    contiguous = spec.words * 4 == source.pitch  # a row of taps is one run of bytes
+    runs = 1 if contiguous else spec.kernel[1]
+    words = spec.words * (spec.kernel[1] // runs)
+    with ir.loop(spec.kernel[0]) as k_y, ir.loop(runs) as k_x, ir.loop(words) as word:
+        step(start + k_y * source.row + k_x * source.pitch + word * 4, (k_y * runs + k_x) * words + word)
+    _write(isa, spec, tile, sums, scale, output, y, x, vector, pixels)
+
+
+def _write(
+    isa: Isa,
+    spec: ConvSpec,
+    tile: Tile,
+    sums: ir.Accumulators,
+    scale: ir.Buffer,
+    output: ir.Buffer,
+    y: ir.Expr,
+    x: ir.Expr,
+    vector: ir.Expr,
+    pixels: list[tuple[int, int]],
+) -> None:
+    """Turn the sums of a tile into codes and store them."""
+    target, lanes = spec.target, isa.lanes
+    scales = [ir.bind(ir.load(scale, (vector + n) * lanes, lanes)) for n in range(tile.vectors)]
+    base = ir.bind(target.origin + y * target.row + x * target.pitch + vector * lanes)
+    places = [
+        (m * tile.vectors + n, row * target.row + column * target.pitch + n * lanes, scales[n])
+        for m, (row, column) in enumerate(pixels)
+        for n in range(tile.vectors)
+    ]
+    for first in range(0, len(places), 4):
+        chunk = places[first : first + 4]
+        values = [ir.cast(sums[index], "float32", lanes) * factor for index, _, factor in chunk]
+        values += values[-1:] * (4 - len(values))
+        packed = ir.bind(isa.codes(values, spec.clamp, spec.may_overflow))
+        if tile.vectors == WIDE_GROUP:
+            ir.store(output, base + chunk[0][1], packed, isa.width)
+            continue
+        natural = ir.bind(ir.shuffle([packed], isa.interleave().tolist())) if lanes > 4 else packed
+        for part, offset, length in _runs([offset for _, offset, _ in chunk], lanes):
+            piece = natural if length == isa.width else ir.shuffle([natural], range(part, part + length))
+            ir.store(output, base + offset, piece, length)
+
+
+def _runs(offsets: list[int], lanes: int) -> list[tuple[int, int, int]]:
+    """(first byte in the vector, offset in memory, length) of the stores that write `offsets`."""
+    runs, index = [], 0
+    while index < len(offsets):
+        length = 4
+        while length > 1 and (
+            index + length > len(offsets)
+            or any(offsets[index + i] != offsets[index] + i * lanes for i in range(length))
+        ):
+            length //= 2
+        runs.append((index * lanes, offsets[index], length * lanes))
+        index += length
+    return runs

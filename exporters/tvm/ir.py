@@ -1,0 +1,128 @@
+"""The words in which the kernels are written: flat buffers, vectors, loops and LLVM intrinsics over TVM's IRBuilder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from math import prod
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as I
+
+Expr = Any  # TVM's expressions and buffers carry no types that a checker could use
+Buffer = Any
+Shape = int | tuple[int, ...]
+
+
+def kernel(name: str, arguments: Sequence[tuple[Shape, str]], body: Callable[..., None]) -> tirx.PrimFunc:
+    """A function over one buffer per (shape, dtype) of `arguments`; `body` writes its code and sees them flat."""
+    with IRBuilder() as builder, I.prim_func(s_tir=True):
+        I.func_name(name)
+        shapes = [(shape,) if isinstance(shape, int) else shape for shape, _ in arguments]
+        buffers = [I.arg(f"b{i}", I.buffer(shapes[i], dtype)) for i, (_, dtype) in enumerate(arguments)]
+        I.func_attr({"tirx.noalias": True})
+        with I.sblock("root"):
+            I.reads([])
+            I.writes([])
+            body(*(_flat(buffer, shape) for buffer, shape in zip(buffers, shapes, strict=True)))
+    return builder.get()
+
+
+def _flat(buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
+    return buffer if len(shape) == 1 else I.decl_buffer((prod(shape),), buffer.dtype, data=buffer.data)
+
+
+@contextmanager
+def loop(extent: int, threads: int = 1) -> Iterator[Expr]:
+    """A loop from 0 to `extent`; over TVM's thread pool if there is more than one thread."""
+    if extent == 1:
+        yield tirx.IntImm("int32", 0)
+    else:
+        with I.serial(0, extent) if threads == 1 else I.parallel(0, extent) as index:
+            yield index
+
+
+def load(buffer: Buffer, offset: Expr, lanes: int) -> Expr:
+    return buffer[offset] if lanes == 1 else buffer[I.ramp(offset, 1, lanes)]
+
+
+def store(buffer: Buffer, offset: Expr, value: Expr, lanes: int) -> None:
+    I.buffer_store(buffer, value, [offset if lanes == 1 else I.ramp(offset, 1, lanes)])
+
+
+def bind(value: Expr) -> Expr:
+    """`value`, computed once here."""
+    return I.bind(value)
+
+
+def vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: float, dtype: str, lanes: int) -> Expr:
+    """The constant `value` in every lane."""
+    scalar = tirx.FloatImm(dtype, float(value)) if dtype.startswith("float") else tirx.IntImm(dtype, int(value))
+    return scalar if lanes == 1 else T.broadcast(scalar, lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int) -> Expr:
+    return T.cast(value, vector(dtype, lanes))
+
+
+def bits(value: Expr, dtype: str, lanes: int) -> Expr:
+    """The same bits, read as `lanes` values of `dtype`."""
+    return T.reinterpret(value, dtype=vector(dtype, lanes))
+
+
+def clip(value: Expr, low: float, high: float, dtype: str, lanes: int) -> Expr:
+    return tirx.max(tirx.min(value, splat(high, dtype, lanes)), splat(low, dtype, lanes))
+
+
+def shuffle(vectors: Sequence[Expr], indices: Iterable[int]) -> Expr:
+    """The elements `indices` of the concatenated `vectors`."""
+    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", int(index)) for index in indices])
+
+
+def unpack(width: int, size: int, high: int, left: Expr, right: Expr) -> Expr:
+    """The low or high halves of each 16 bytes of two vectors, `size` bytes of either in turn (x86's punpck)."""
+    indices = [
+        source * width + lane + 8 * high + element * size + byte
+        for lane in range(0, width, 16)
+        for element in range(8 // size)
+        for source in range(2)
+        for byte in range(size)
+    ]
+    return shuffle([left, right], indices)
+
+
+@cache
+def _intrinsic_id(name: str) -> int:
+    return tvm.target.codegen.llvm_lookup_intrinsic_id(name)
+
+
+def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
+    """A call of the LLVM intrinsic `name`, free of side effects."""
+    return T.call_llvm_pure_intrin(T.uint32(_intrinsic_id(name)), *arguments, dtype=dtype)
+
+
+class Accumulators:
+    """Vectors that live in registers through loops.
+
+    One small buffer each: LLVM keeps a stack slot of its own in a register, while TVM turns a buffer of more than
+    1,024 bytes, or of scope "local", into a call for workspace memory.
+    """
+
+    def __init__(self, count: int, dtype: str, lanes: int) -> None:
+        self._lanes = lanes
+        self._buffers = [I.alloc_buffer((lanes,), dtype, scope="global") for _ in range(count)]
+
+    def __getitem__(self, index: int) -> Expr:
+        return load(self._buffers[index], 0, self._lanes)
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        store(self._buffers[index], 0, value, self._lanes)
