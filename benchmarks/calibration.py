@@ -1,8 +1,8 @@
 """Calibration side by side: the KL search with plain loops, a whole network with onnxruntime's entropy calibration.
 
-`python -m benchmarks.calibration` prints both. The second part runs each tool in a process of its own, on the same
-MobileNetV2 with random weights, the same images of noise and the same tensors; `--images`, `--size` and `--batch` set
-how much.
+`python -m benchmarks.calibration` prints both, and what each clip method leaves of generated tensors. The second part
+runs each tool in a process of its own, on the same MobileNetV2 with random weights, the same images of noise and the
+same tensors; `--images`, `--size` and `--batch` set how much. `--sqnr` prints the last part alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import CalibrationDataReader, EntropyCalibrater
 
 from apq_deploy.quantize.histogram import Histogram
-from apq_deploy.quantize.thresholds import choose_clip, kl_divergences
+from apq_deploy.quantize.thresholds import METHODS, choose_clip, kl_divergences, weight_clip
 from benchmarks.mobilenet_v2 import mobilenet_v2
 
 SEED = 0
@@ -201,18 +201,75 @@ def compare_networks(count: int, size: int, batch: int) -> None:
         )
 
 
+# What each method leaves of a tensor
+
+
+def tensors(rng: np.random.Generator) -> Iterator[tuple[str, bool, NDArray[np.float32]]]:
+    """Name, whether signed, and values of generated weights (signed) and of ReLU6 outputs."""
+    spreads = np.exp(rng.normal(0, 0.8, (64, 1)))
+    weights = {
+        "weights: Gauss": rng.normal(size=50_000),
+        "weights: Laplace": rng.laplace(size=50_000),
+        "weights: heavy tails (Student t, 3)": rng.standard_t(3, size=50_000),
+        "weights: 64 channels, unlike spreads": spreads * rng.normal(size=(64, 800)),
+        "weights: Gauss, only 300 values": rng.normal(size=300),
+    }
+    activations = {
+        "ReLU6 of Gauss, mean -1, deviation 1.5": rng.normal(-1, 1.5, 1_000_000),
+        "ReLU6 of Gauss, mean 0, deviation 2": rng.normal(0, 2, 1_000_000),
+        "ReLU6 of Gauss, mean 1, deviation 4": rng.normal(1, 4, 1_000_000),
+        "ReLU6 of Laplace, mean 0, scale 0.5": rng.laplace(0, 0.5, 1_000_000),
+    }
+    for name, values in weights.items():
+        yield name, True, values.astype(np.float32)
+    for name, values in activations.items():
+        yield name, False, values.clip(0, 6).astype(np.float32)
+
+
+def sqnr_db(values: NDArray[np.float32], signed: bool, bits: int, clip: float) -> float:
+    """Power of the values over power of the quantization error, in decibels."""
+    steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    scale = clip / steps
+    quantized = scale * np.clip(np.rint(values / scale), -steps, steps)
+    return float(10 * np.log10((values**2).sum(dtype=np.float64) / ((values - quantized) ** 2).sum(dtype=np.float64)))
+
+
+def compare_methods() -> None:
+    """Print SQNR by tensor, bits and method, as rows of a table."""
+    print("\nSQNR in dB of generated tensors, and in brackets the clip as a share of the maximum")
+    print(f"| tensor | bits | {' | '.join(METHODS)} |")
+    print("|---|---|" + "---|" * len(METHODS))
+    for name, signed, values in tensors(np.random.default_rng(SEED)):
+        histogram = Histogram(BINS, signed=signed)
+        histogram.update(values)
+        for bits in (4, 6, 8):
+            cells = []
+            for method in METHODS:
+                if signed:
+                    clip = weight_clip(values, bits, method)
+                else:
+                    clip = choose_clip(histogram, bits, method, drop_zeros=True)
+                cells.append(f"{sqnr_db(values, signed, bits, clip):.1f} ({clip / histogram.max_abs:.2f})")
+            print(f"| {name} | {bits} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--sqnr", action="store_true", help="only the table of methods")
     parser.add_argument("--tool", choices=list(TOOLS), help="measure this one here, on --model")
     parser.add_argument("--model", type=Path)
     options = parser.parse_args()
     if options.tool is not None:
         measure(options.tool, options.model, options.images, options.size, options.batch)
         return
+    if options.sqnr:
+        compare_methods()
+        return
     compare_searches()
+    compare_methods()
     compare_networks(options.images, options.size, options.batch)
 
 

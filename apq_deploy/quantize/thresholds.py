@@ -34,8 +34,8 @@ DEAD_CLIP = 1.0
 
 _BLOCK = 1 << 15
 """(candidate, level) pairs looked at together: the temporaries stay in a core's second-level cache."""
-_TIE = 1e-12
-"""Relative difference below which two candidates count as equal; the larger clip then wins."""
+_ROUNDING = 1e-12
+"""More than the sums' rounding, relative to their terms: candidates no further apart count as equal."""
 
 
 def default_method(kind: TensorKind, bits: int) -> ClipMethod:
@@ -79,12 +79,12 @@ def choose_clip(
     if method == "percentile":
         edge = _quantile(distribution, percentile / 100)
     elif method == "mse":
-        edge = 1 + _last_smallest(squared_errors(used, steps, histogram.max_count))
+        errors = squared_errors(used, steps, histogram.max_count)
+        edge = 1 + _last_smallest(errors, _ROUNDING * errors.max())
     else:
-        merged = _merged_bins(histogram, steps + 1)
+        merged, smallest = _kl_grid(distribution, histogram.count - histogram.zero_count, steps + 1)
         coarse = np.add.reduceat(distribution, np.arange(0, len(distribution), merged))
-        smallest = min(_kl_smallest(coarse, steps + 1), len(coarse))
-        edge = merged * (smallest + _last_smallest(kl_divergences(coarse, steps + 1, smallest)))
+        edge = merged * (smallest + _last_smallest(kl_divergences(coarse, steps + 1, smallest), _ROUNDING))
     return min(edge * histogram.bin_width, histogram.max_abs)
 
 
@@ -203,16 +203,16 @@ def _steps(bits: int, *, signed: bool) -> int:
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
-def _merged_bins(histogram: Histogram, levels: int) -> int:
-    """How many bins, a power of two, to merge so that about sqrt(number of values) remain, and 4 per level."""
-    wanted = max(math.sqrt(histogram.count - histogram.zero_count), BINS_PER_LEVEL * levels)
-    return 1 << max(0, math.floor(math.log2(histogram.used_bins / wanted)))
+def _kl_grid(counts: NDArray[np.int64], samples: int, levels: int) -> tuple[int, int]:
+    """How many bins, a power of two, to merge into one for KL, and the smallest candidate, in merged bins.
 
-
-def _kl_smallest(counts: NDArray[np.int64], levels: int) -> int:
-    """The smallest candidate, in bins: no value below the 99th percentile is clipped, no level has under 4 bins."""
-    percentile_bin = int(np.searchsorted(np.cumsum(counts), KL_FLOOR * counts.sum()))
-    return max(percentile_bin + 1, BINS_PER_LEVEL * levels)
+    About sqrt(samples) bins remain, more where the smallest candidate would have under 4 bins per level. That
+    candidate clips no value below the 99th percentile.
+    """
+    floor = int(np.searchsorted(np.cumsum(counts), KL_FLOOR * counts.sum())) + 1
+    most = min(len(counts) / math.sqrt(samples), floor / (BINS_PER_LEVEL * levels))
+    merged = 1 << max(0, math.floor(math.log2(most)))
+    return merged, max(-(-floor // merged), BINS_PER_LEVEL * levels)
 
 
 def _quantile(counts: NDArray[np.int64], share: float) -> float:
@@ -224,10 +224,9 @@ def _quantile(counts: NDArray[np.int64], share: float) -> float:
     return index + float((goal - below) / counts[index])
 
 
-def _last_smallest(losses: NDArray[np.float64]) -> int:
-    """Index of the smallest loss; of those equal up to rounding the last, which clips least."""
-    best = losses.min()
-    return int(np.flatnonzero(losses <= best + _TIE * max(abs(best), 1e-3))[-1])
+def _last_smallest(losses: NDArray[np.float64], tolerance: float) -> int:
+    """Index of the smallest loss; of those equal within `tolerance` the last, which clips least."""
+    return int(np.flatnonzero(losses <= losses.min() + tolerance)[-1])
 
 
 def _prefix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
