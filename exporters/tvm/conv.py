@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ WIDE_GROUP = 4  # vectors of output channels that are packed into one vector of 
 class ConvSpec:
     """What sets the code of a convolution apart; weights, biases and scales are arguments of the kernel.
 
-    padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`.
+    padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`. parts: int8 weights that
+    make up a weight, two where its zero point leads out of int8.
     """
 
     source: Layout
@@ -28,6 +29,7 @@ class ConvSpec:
     padding: tuple[int, int]
     clamp: Clamp
     may_overflow: bool = False
+    parts: int = 1
 
     @property
     def words(self) -> int:
@@ -48,7 +50,7 @@ class ConvSpec:
         plain = self.kernel == (1, 1) and self.stride == 1 and not any(self.source.border + self.target.border)
         if not plain:
             return self
-        return ConvSpec(self.source.flat(), self.target.flat(), (1, 1), 1, self.padding, self.clamp, self.may_overflow)
+        return replace(self, source=self.source.flat(), target=self.target.flat())
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,22 @@ def channel_order(isa: Isa, channels: int) -> NDArray[np.int64]:
     return np.concatenate(order)
 
 
+def split_weight(weight: NDArray[np.int16]) -> NDArray[np.int8]:
+    """(parts, *weight.shape): int8 weights whose sum is `weight`; one part where that is enough."""
+    first = np.clip(weight, -128, 127)
+    parts = [first, weight - first] if np.any(first != weight) else [first]
+    return np.stack(parts).astype(np.int8)
+
+
 def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.generic]:
-    """(out, in, k_h, k_w) -> [output vector][k_h][k_w][word][lane][4], padded with zeros to `channels` outputs."""
-    out, inside, k_h, k_w = weight.shape
+    """(parts, out, in, k_h, k_w) -> [vector][k_h][k_w][word][part][lane][4], zeros up to `channels` outputs."""
+    parts, out, inside, k_h, k_w = weight.shape
     words = -(-inside // 4)
-    padded = np.zeros((channels, words * 4, k_h, k_w), np.int8)
-    padded[:out, :inside] = weight
-    blocks = padded[channel_order(isa, channels)].reshape(channels // isa.lanes, isa.lanes, words, 4, k_h, k_w)
-    return isa.pack_weights(blocks.transpose(0, 4, 5, 2, 1, 3))
+    padded = np.zeros((parts, channels, words * 4, k_h, k_w), np.int8)
+    padded[:, :out, :inside] = weight
+    ordered = padded[:, channel_order(isa, channels)]
+    blocks = ordered.reshape(parts, channels // isa.lanes, isa.lanes, words, 4, k_h, k_w)
+    return isa.pack_weights(blocks.transpose(1, 5, 6, 3, 0, 2, 4))
 
 
 def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.tirx.PrimFunc:
@@ -123,7 +133,7 @@ def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.tirx.PrimFunc:
             _group(isa, spec, buffers, sizes[-1], 1, wide * WIDE_GROUP, threads)
 
     channels = target.pitch
-    block_count = channels // isa.lanes * spec.steps
+    block_count = channels // isa.lanes * spec.steps * spec.parts
     arguments = [
         (source.size, "uint8"),
         (block_count * isa.block, isa.weight_dtype),
@@ -179,12 +189,14 @@ def _tile(
 
     def step(offset: ir.Expr, block: ir.Expr) -> None:
         """Add the products of one word of every pixel."""
-        factors = [isa.weights(weights, (vector + n) * spec.steps + block) for n in range(tile.vectors)]
+        first = [((vector + n) * spec.steps + block) * spec.parts for n in range(tile.vectors)]
+        factors = [[isa.weights(weights, start + part) for part in range(spec.parts)] for start in first]
         for m, (row, column) in enumerate(pixels):
             place = offset + (row * source.row + column * source.pitch) * spec.stride
             quads = isa.broadcast(ir.bind(ir.bits(ir.load(codes, place, 4), "int32", 1)))
             for n in range(tile.vectors):
-                sums[m * tile.vectors + n] = isa.dot(sums[m * tile.vectors + n], quads, factors[n])
+                for factor in factors[n]:
+                    sums[m * tile.vectors + n] = isa.dot(sums[m * tile.vectors + n], quads, factor)
 
     contiguous = spec.words * 4 == source.pitch  # a row of taps is one run of bytes
     runs = 1 if contiguous else spec.kernel[1]

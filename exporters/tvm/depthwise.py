@@ -15,7 +15,7 @@ from exporters.tvm.layout import Clamp, Layout, fill_border
 
 @dataclass(frozen=True)
 class DepthwiseSpec:
-    """What sets the code of a depthwise convolution apart. padding: top and left, as in `ConvSpec`."""
+    """What sets the code of a depthwise convolution apart. padding, may_overflow and parts: as in `ConvSpec`."""
 
     source: Layout
     target: Layout
@@ -24,6 +24,7 @@ class DepthwiseSpec:
     padding: tuple[int, int]
     clamp: Clamp
     may_overflow: bool = False
+    parts: int = 1
 
     @property
     def quads(self) -> int:
@@ -70,17 +71,18 @@ def weight_blocks(spec: DepthwiseSpec) -> list[tuple[int, int, int]]:
 
 
 def pack_depthwise(isa: Isa, spec: DepthwiseSpec, weight: NDArray[np.int8]) -> NDArray[np.generic]:
-    """(channels, 1, k_h, k_w) -> [group][block][4 vectors][lane][4]."""
+    """(parts, channels, 1, k_h, k_w) -> [group][block][part][4 vectors][lane][4]."""
     pitch, width = spec.source.pitch, spec.kernel[1]
     span = spec.quads * 4 + spec.outputs * spec.stride
-    padded = np.zeros((pitch, spec.kernel[0], 2 * span), np.int8)  # the taps stand in the middle of zeros
-    padded[: len(weight), :, span : span + width] = weight[:, 0]
+    parts, channels = weight.shape[:2]
+    padded = np.zeros((parts, pitch, spec.kernel[0], 2 * span), np.int8)  # the taps stand in the middle of zeros
+    padded[:, :channels, :, span : span + width] = weight[:, :, 0]
     blocks = []
     for first, count in channel_groups(isa, pitch):
-        channels = group_channels(isa, first, count)
+        order = group_channels(isa, first, count)
         for row, output, quad in weight_blocks(spec):
             tap = span + 4 * quad - output * spec.stride
-            blocks.append(padded[channels, row, tap : tap + 4].reshape(4, isa.lanes, 4))
+            blocks.append(padded[:, order, row, tap : tap + 4].reshape(parts, 4, isa.lanes, 4))
     return isa.pack_weights(np.stack(blocks))
 
 
@@ -94,7 +96,7 @@ def depthwise_kernel(isa: Isa, spec: DepthwiseSpec, threads: int) -> ir.tirx.Pri
     source, target = spec.source, spec.target
     groups = channel_groups(isa, source.pitch)
     wide = sum(count == isa.width for _, count in groups)
-    group_blocks = len(weight_blocks(spec)) * 4
+    group_blocks = len(weight_blocks(spec)) * spec.parts * 4
 
     def body(codes: ir.Buffer, weights: ir.Buffer, bias: ir.Buffer, scale: ir.Buffer, output: ir.Buffer) -> None:
         fill_border(output, target, spec.clamp.zero_point, isa.width)
@@ -160,10 +162,13 @@ class _Tile:
         initial = [ir.bind(ir.load(bias, self.group * isa.width + j * isa.lanes, isa.lanes)) for j in range(4)]
         for row in range(spec.kernel[0]):
             for key, quad, block in self._products(row):
-                sums[key] = [
-                    ir.bind(isa.dot(total, isa.quads(codes), self._weights(block, j)))
-                    for j, (total, codes) in enumerate(zip(sums.get(key, initial), quad, strict=True))
-                ]
+                totals = sums.get(key, initial)
+                for part in range(spec.parts):
+                    totals = [
+                        ir.bind(isa.dot(total, isa.quads(codes), self._weights(block * spec.parts + part, j)))
+                        for j, (total, codes) in enumerate(zip(totals, quad, strict=True))
+                    ]
+                sums[key] = totals
         scales = [ir.bind(ir.load(scale, self.group * isa.width + j * isa.lanes, isa.lanes)) for j in range(4)]
         for (step, output), totals in sums.items():
             values = [
@@ -222,7 +227,7 @@ class _Tile:
         return ir.bind(parts[0] if len(parts) == 1 else ir.shuffle(parts, range(self.isa.width)))
 
     def _weights(self, block: int, j: int) -> ir.Expr:
-        per_group = len(weight_blocks(self.spec)) * 4
+        per_group = len(weight_blocks(self.spec)) * self.spec.parts * 4
         return self.isa.weights(self.buffers[1], self.group * per_group + block * 4 + j)
 
     def _store(self, step: int, output: int, codes: ir.Expr) -> None:

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 
 from exporters.tvm import ir
-from exporters.tvm.isa import Isa
+from exporters.tvm.isa import Isa, chunk_size, load_wide, store_narrow
 from exporters.tvm.layout import Clamp, Layout, fill_border
 
 
@@ -42,14 +42,12 @@ class AddSpec:
 
 
 @dataclass(frozen=True)
-class PoolSpec:
-    """Global average; `ratio` as `pool_ratio` gives it."""
+class TableSpec:
+    """Each code looked up in a table of 256, an argument of the kernel."""
 
     source: Layout
-    source_zero_point: int
     target: Layout
-    ratio: float
-    clamp: Clamp
+    zero_point: int
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,6 @@ class DequantizeSpec:
     shape: tuple[int, ...]
     scale: float
     zero_point: int
-
-
-def pool_ratio(source_scale: float, target_scale: float, pixels: int) -> float:
-    """Scale of the sum of a global average. Source: onnxruntime, QLinearGlobalAveragePool."""
-    return float(np.float32(source_scale) / np.float32(np.float32(target_scale) * np.float32(pixels)))
 
 
 def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.tirx.PrimFunc:
@@ -122,11 +115,11 @@ def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.tirx.PrimFunc:
     # what the rounded sum must be moved by to be the stored byte, and the clamp in the same terms
     shift = spec.clamp.zero_point - spec.zero_point
     clamp = Clamp(shift, spec.clamp.low, spec.clamp.high)
-    chunk = _chunk(isa, line)
+    chunk = chunk_size(isa, line)
 
     def values(codes: ir.Buffer, start: ir.Expr, operand: Operand) -> list[ir.Expr]:
         found = []
-        for piece in _load_wide(isa, codes, start, chunk):
+        for piece in load_wide(isa, codes, start, chunk):
             shifted = piece - ir.splat(operand.shift, "int32", isa.lanes) if operand.shift else piece
             found.append(ir.cast(shifted, "float32", isa.lanes))
         return found
@@ -143,34 +136,22 @@ def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.tirx.PrimFunc:
                 isa.multiply_add(p, ratio[0], ir.bind(isa.multiply_add(q, ratio[1], constant)))
                 for p, q in zip(left, right, strict=True)
             ]
-            _store_narrow(isa, output, places[2], isa.codes(total, clamp, may_overflow=False), chunk)
+            store_narrow(isa, output, places[2], isa.codes(total, clamp, may_overflow=False), chunk)
 
     return ir.kernel("add", [(layout.size, "uint8") for layout in (first, second, target)], body)
 
 
-def pool_kernel(isa: Isa, spec: PoolSpec, threads: int) -> ir.tirx.PrimFunc:
-    """(source uint8, target uint8)."""
+def table_kernel(isa: Isa, spec: TableSpec, threads: int) -> ir.tirx.PrimFunc:
+    """(source uint8, table uint8, target uint8)."""
     source, target = spec.source, spec.target
-    chunk = _chunk(isa, source.pitch)
-    pixels = source.height * source.width
 
-    def body(codes: ir.Buffer, output: ir.Buffer) -> None:
-        fill_border(output, target, spec.clamp.zero_point, isa.width)
-        with ir.loop(ceil(source.pitch / chunk), threads) as i:
-            channel = ir.bind(ir.tirx.min(i * chunk, source.pitch - chunk))
-            sums = ir.Accumulators(4, "int32", isa.lanes)
-            for j in range(4):
-                sums[j] = ir.splat(-spec.source_zero_point * pixels, "int32", isa.lanes)
-            with ir.loop(source.height) as y, ir.loop(source.width) as x:
-                start = ir.bind(source.origin + y * source.row + x * source.pitch + channel)
-                for j, piece in enumerate(_load_wide(isa, codes, start, chunk)):
-                    sums[j] = sums[j] + piece
-            ratio = ir.splat(spec.ratio, "float32", isa.lanes)
-            values = [ir.cast(sums[j], "float32", isa.lanes) * ratio for j in range(4)]
-            packed = isa.codes(values, spec.clamp, may_overflow=False)
-            _store_narrow(isa, output, target.origin + channel, packed, chunk)
+    def body(codes: ir.Buffer, table: ir.Buffer, output: ir.Buffer) -> None:
+        fill_border(output, target, spec.zero_point, isa.width)
+        with ir.loop(target.height, threads) as y, ir.loop(target.width * target.pitch) as i:
+            code = ir.cast(codes[source.origin + y * source.row + i], "int32", 1)
+            ir.store(output, target.origin + y * target.row + i, table[code], 1)
 
-    return ir.kernel("pool", [(source.size, "uint8"), (target.size, "uint8")], body)
+    return ir.kernel("table", [(source.size, "uint8"), (256, "uint8"), (target.size, "uint8")], body)
 
 
 def dequantize_kernel(isa: Isa, spec: DequantizeSpec, threads: int) -> ir.tirx.PrimFunc:
@@ -185,23 +166,3 @@ def dequantize_kernel(isa: Isa, spec: DequantizeSpec, threads: int) -> ir.tirx.P
             ir.store(output, place, value * ir.splat(spec.scale, "float32", 1), 1)
 
     return ir.kernel("dequantize", [(source.size, "uint8"), ((1, *spec.shape), "float32")], body)
-
-
-def _chunk(isa: Isa, line: int) -> int:
-    """Codes taken at once from a line of `line` bytes, a multiple of 16."""
-    return max(size for size in (16, 32, 64) if size <= min(isa.width, line))
-
-
-def _load_wide(isa: Isa, codes: ir.Buffer, start: ir.Expr, count: int) -> list[ir.Expr]:
-    """`count` codes (repeated to fill a vector) as four int32 vectors, in the order that `Isa.codes` takes."""
-    found = ir.load(codes, start, count)
-    if count < isa.width:
-        found = ir.shuffle([found] * (isa.width // count), range(isa.width))
-    found, zero = ir.bind(found), ir.splat(0, "uint8", isa.width)
-    halves = [ir.bind(ir.unpack(isa.width, 1, high, found, zero)) for high in (0, 1)]
-    words = [ir.unpack(isa.width, 2, high, half, zero) for half in halves for high in (0, 1)]
-    return [ir.bits(word, "int32", isa.lanes) for word in words]
-
-
-def _store_narrow(isa: Isa, output: ir.Buffer, start: ir.Expr, codes: ir.Expr, count: int) -> None:
-    ir.store(output, start, codes if count == isa.width else ir.shuffle([codes], range(count)), count)

@@ -99,3 +99,24 @@ class Isa(ABC):
         """For element (j, lane) of four vectors, flat, the byte of `codes` it becomes."""
         j, lane = np.divmod(np.arange(4 * self.lanes), self.lanes)
         return 16 * (lane // 4) + 4 * j + lane % 4
+
+
+def chunk_size(isa: Isa, line: int) -> int:
+    """Codes taken at once from a line of `line` bytes, a multiple of 16."""
+    return max(size for size in (16, 32, 64) if size <= min(isa.width, line))
+
+
+def load_wide(isa: Isa, codes: ir.Buffer, start: ir.Expr, count: int) -> list[ir.Expr]:
+    """`count` codes (repeated to fill a vector) as four int32 vectors, in the order that `Isa.codes` takes."""
+    found = ir.load(codes, start, count)
+    if count < isa.width:
+        found = ir.shuffle([found] * (isa.width // count), range(isa.width))
+    found, zero = ir.bind(found), ir.splat(0, "uint8", isa.width)
+    halves = [ir.bind(ir.unpack(isa.width, 1, high, found, zero)) for high in (0, 1)]
+    words = [ir.unpack(isa.width, 2, high, half, zero) for half in halves for high in (0, 1)]
+    return [ir.bits(word, "int32", isa.lanes) for word in words]
+
+
+def store_narrow(isa: Isa, output: ir.Buffer, start: ir.Expr, codes: ir.Expr, count: int) -> None:
+    """Store the first `count` codes of a vector."""
+    ir.store(output, start, codes if count == isa.width else ir.shuffle([codes], range(count)), count)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,46 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from exporters.errors import ExportError
-from exporters.qnet import QAdd, QConv, QDepthwise, QLinear, QPool, QTensor, QuantizedNetwork, QWeighted
-from exporters.tvm.conv import ConvSpec, channel_order, conv_kernel, pack_conv
+from exporters.qnet import (
+    DTYPE_RANGE,
+    QAdd,
+    QAddConstant,
+    QClip,
+    QConv,
+    QDepthwise,
+    QLayer,
+    QLinear,
+    QMaxPool,
+    QPool,
+    QTensor,
+    QuantizedNetwork,
+    QWeighted,
+)
+from exporters.reference import requantization_scale
+from exporters.tvm.conv import ConvSpec, channel_order, conv_kernel, pack_conv, split_weight
 from exporters.tvm.depthwise import DepthwiseSpec, depthwise_kernel, group_order, pack_depthwise
 from exporters.tvm.elementwise import (
     AddSpec,
     DequantizeSpec,
     Operand,
-    PoolSpec,
     QuantizeSpec,
+    TableSpec,
     add_kernel,
     dequantize_kernel,
-    pool_kernel,
-    pool_ratio,
     quantize_kernel,
+    table_kernel,
 )
 from exporters.tvm.isa import Isa
 from exporters.tvm.layout import SIGNED_SHIFT, Border, Clamp, Layout
+from exporters.tvm.pooling import (
+    FloatPoolSpec,
+    MaxPoolSpec,
+    PoolSpec,
+    float_pool_kernel,
+    max_pool_kernel,
+    pool_kernel,
+    pool_ratio,
+)
 
 KERNELS = {
     ConvSpec: conv_kernel,
@@ -36,9 +58,24 @@ KERNELS = {
     QuantizeSpec: quantize_kernel,
     AddSpec: add_kernel,
     PoolSpec: pool_kernel,
+    FloatPoolSpec: float_pool_kernel,
+    MaxPoolSpec: max_pool_kernel,
+    TableSpec: table_kernel,
     DequantizeSpec: dequantize_kernel,
 }
-Spec = ConvSpec | DepthwiseSpec | QuantizeSpec | AddSpec | PoolSpec | DequantizeSpec
+Spec = (
+    ConvSpec
+    | DepthwiseSpec
+    | QuantizeSpec
+    | AddSpec
+    | PoolSpec
+    | FloatPoolSpec
+    | MaxPoolSpec
+    | TableSpec
+    | DequantizeSpec
+)
+LOGITS = ""  # the last step's target: no tensor of the network
+Constants = tuple[NDArray[Any], ...]
 INT32_LIMIT = 2.0**31
 
 
@@ -50,7 +87,7 @@ class Step:
     spec: Spec
     sources: tuple[str, ...]
     target: str
-    constants: tuple[NDArray[Any], ...] = ()
+    constants: Constants = ()
 
 
 @dataclass(frozen=True)
@@ -62,33 +99,18 @@ class Program:
 
 
 def plan(net: QuantizedNetwork, isa: Isa) -> Program:
-    """The steps that compute `net` with the instructions of `isa`.
-
-    Raises: ExportError if a layer's shapes do not fit.
-    """
+    """The steps that compute `net` with the instructions of `isa`."""
     layouts = plan_layouts(net)
     tensors = net.tensors
-    steps = [
-        Step(
-            "quantize",
-            QuantizeSpec(layouts[net.input.name], _single(net.input.scale), Clamp.of(net.input)),
-            (),
-            net.input.name,
-        )
-    ]
+    start = QuantizeSpec(layouts[net.input.name], net.input.scale, Clamp.of(net.input))
+    steps = [Step("quantize", start, (), net.input.name)]
     for layer in net.layers:
-        match layer:
-            case QAdd():
-                steps.append(_add_step(layer, layouts, tensors))
-            case QPool():
-                steps.append(_pool_step(layer, layouts, tensors))
-            case QDepthwise():
-                steps.append(_depthwise_step(isa, layer, layouts, tensors[layer.input]))
-            case QConv() | QLinear():
-                steps.append(_conv_step(isa, layer, layouts, tensors[layer.input]))
+        source, target = layouts[layer.input], layouts[layer.output.name]
+        spec, constants = _lower(isa, layer, tensors, layouts, source, target)
+        steps.append(Step(layer.name, spec, layer.inputs, layer.output.name, constants))
     output = net.output
-    spec = DequantizeSpec(layouts[output.name], output.shape, _single(output.scale), Clamp.of(output).zero_point)
-    steps.append(Step("dequantize", spec, (output.name,), ""))
+    end = DequantizeSpec(layouts[output.name], output.shape, output.scale, Clamp.of(output).zero_point)
+    steps.append(Step("dequantize", end, (output.name,), LOGITS))
     return Program(tuple(steps), layouts)
 
 
@@ -111,41 +133,33 @@ def plan_layouts(net: QuantizedNetwork) -> dict[str, Layout]:
     return layouts
 
 
-def build_module(
-    program: Program, isa: Isa, threads: int
-) -> tvm.IRModule:
-    """Relax functions `main` (image -> logits) and `tensors` (image -> every activation's bytes, in order)."""
+def build_module(program: Program, isa: Isa, threads: int) -> tuple[tvm.IRModule, list[str]]:
+    """Relax functions `main` (image -> logits) and `tensors` (image -> all activations); and each step's kernel."""
     image_layout = program.layouts[program.steps[0].target]
     image_shape = image_layout.channels, image_layout.height, image_layout.width
     builder = relax.BlockBuilder()
-    kernels: dict[Hashable, Any] = {}
-    constants = {id(array): relax.const(array) for step in program.steps for array in step.constants}
-
-    def kernel(step: Step) -> Any:
+    kernels: dict[Spec, Any] = {}
+    for step in program.steps:
         if step.spec not in kernels:
-            function = KERNELS[type(step.spec)](isa, step.spec, threads)
             name = f"{type(step.spec).__name__.removesuffix('Spec').lower()}_{len(kernels)}"
+            function = KERNELS[type(step.spec)](isa, step.spec, threads)
             kernels[step.spec] = builder.add_func(function.with_attr("global_symbol", name), name)
-        return kernels[step.spec]
-
+    constants = {id(array): relax.const(array) for step in program.steps for array in step.constants}
     for function in ("main", "tensors"):
         image = relax.Var("image", relax.TensorType((1, *image_shape), "float32"))
         with builder.function(function, [image]):
             values: dict[str, Any] = {}
-            result: Any = None
             for step in program.steps:
-                sources = [values[name] for name in step.sources] or [image]
-                arguments = [*sources, *(constants[id(array)] for array in step.constants)]
                 if isinstance(step.spec, DequantizeSpec):
-                    if function == "tensors":
-                        break
                     kind = relax.TensorType((1, *step.spec.shape), "float32")
                 else:
                     kind = relax.TensorType((program.layouts[step.target].size,), "uint8")
-                result = builder.emit(relax.call_tir(kernel(step), arguments, kind))
-                values[step.target] = result
-            builder.emit_func_output(result if function == "main" else relax.Tuple(list(values.values())))
-    return builder.finalize()
+                sources = [values[name] for name in step.sources] or [image]
+                arguments = [*sources, *(constants[id(array)] for array in step.constants)]
+                values[step.target] = builder.emit(relax.call_tir(kernels[step.spec], arguments, kind))
+            logits = values.pop(LOGITS)
+            builder.emit_func_output(logits if function == "main" else relax.Tuple(list(values.values())))
+    return builder.finalize(), [kernels[step.spec].name_hint for step in program.steps]
 
 
 def _image_shape(tensor: QTensor) -> tuple[int, int, int]:
@@ -154,101 +168,88 @@ def _image_shape(tensor: QTensor) -> tuple[int, int, int]:
     if len(tensor.shape) == 3:
         channels, height, width = tensor.shape
         return channels, height, width
-    raise ExportError(
-        f"tensor {tensor.name}: expected shape (channels, height, width) or (features,), got {tensor.shape}"
-    )
+    raise ExportError(f"tensor {tensor.name}: expected (channels, height, width) or (features,), got {tensor.shape}")
 
 
-def _single(value: float) -> float:
-    return float(np.float32(value))
+def _lower(
+    isa: Isa, layer: QLayer, tensors: dict[str, QTensor], layouts: dict[str, Layout], source: Layout, target: Layout
+) -> tuple[Spec, Constants]:
+    """What computes the layer, and its constants."""
+    tensor, output, clamp = tensors[layer.input], layer.output, Clamp.of(layer.output)
+    match layer:
+        case QConv() | QDepthwise() | QLinear():
+            return _lower_weighted(isa, layer, tensor, source, target)
+        case QAdd():
+            first, second = (_operand(tensors[name], layouts[name]) for name in layer.inputs)
+            return AddSpec(first, second, target, output.scale, output.zero_point, clamp), ()
+        case QAddConstant():
+            shift = -DTYPE_RANGE[str(layer.constant.dtype)][0]
+            second = Operand(
+                replace(target, border=(0, 0, 0, 0)),
+                float(np.float32(layer.constant_scale)),
+                layer.constant_zero_point,
+                shift,
+            )
+            codes = np.zeros((target.height, target.width, target.pitch), np.uint8)
+            image = layer.constant.reshape(target.channels, target.height, target.width).astype(np.int16) + shift
+            codes[..., : target.channels] = image.transpose(1, 2, 0)
+            spec = AddSpec(_operand(tensor, source), second, target, output.scale, output.zero_point, clamp)
+            return spec, (codes.reshape(-1),)
+        case QPool(method="integer"):
+            ratio = pool_ratio(tensor.scale, output.scale, source.height * source.width)
+            return PoolSpec(source, Clamp.of(tensor).zero_point, target, ratio, clamp), ()
+        case QPool():
+            return FloatPoolSpec(source, Clamp.of(tensor).zero_point, tensor.scale, target, output.scale, clamp), ()
+        case QMaxPool():
+            return MaxPoolSpec(source, target, layer.kernel_size, layer.stride, layer.padding[:2], clamp), ()
+        case QClip():
+            return TableSpec(source, target, clamp.zero_point), (_clip_table(layer, tensor),)
 
 
-@dataclass(frozen=True)
-class _Arithmetic:
-    """Bias and scale of a layer with the input's zero point worked in, padded to the target's pitch."""
-
-    bias: NDArray[np.int32]
-    scale: NDArray[np.float32]
-    may_overflow: bool
-
-    def ordered(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        return np.ascontiguousarray(self.bias[order]), np.ascontiguousarray(self.scale[order])
+def _operand(tensor: QTensor, layout: Layout) -> Operand:
+    return Operand(layout, tensor.scale, tensor.zero_point, _shift(tensor))
 
 
-def _arithmetic(layer: QWeighted, source: QTensor, pitch: int) -> _Arithmetic:
+def _shift(tensor: QTensor) -> int:
+    return SIGNED_SHIFT if tensor.dtype == "int8" else 0
+
+
+def _clip_table(layer: QClip, source: QTensor) -> NDArray[np.uint8]:
+    """(256,) byte of the output by byte of the input: dequantized, clipped, quantized, in float32."""
+    codes = np.arange(256) - _shift(source)
+    values = (codes - source.zero_point).astype(np.float32) * np.float32(source.scale)
+    clipped = np.clip(values, np.float32(layer.low), np.float32(layer.high))
+    steps = np.rint(clipped / np.float32(layer.output.scale)) + layer.output.zero_point
+    return (np.clip(steps, layer.output.lo, layer.output.hi) + _shift(layer.output)).astype(np.uint8)
+
+
+def _lower_weighted(
+    isa: Isa, layer: QWeighted, tensor: QTensor, source: Layout, target: Layout
+) -> tuple[ConvSpec | DepthwiseSpec, Constants]:
     """sum((x - zx) w) + b = sum(x w) + (b - zx sum(w)), modulo 2**32; padding holds zx, so it needs no exception.
 
     scale = f32(f32(sx * sw) / sy). Source: onnxruntime, QLinearConv.
     """
-    weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
-    bias = layer.bias.astype(np.int64) - Clamp.of(source).zero_point * weight.sum(1)
-    scale = (np.float32(source.scale) * layer.weight_scale.astype(np.float32)) / np.float32(layer.output.scale)
-    largest = (255 * np.abs(weight).sum(1) + np.abs(bias)) * scale.astype(np.float64)
-    padded = np.zeros(pitch, np.int32), np.zeros(pitch, np.float32)
-    padded[0][: len(bias)] = bias.astype(np.int32)
-    padded[1][: len(bias)] = scale
-    return _Arithmetic(*padded, bool(largest.max(initial=0.0) >= INT32_LIMIT))
-
-
-def _check_window(layer: QConv | QDepthwise, source: Layout, target: Layout) -> None:
-    top, left, bottom, right = layer.padding
-    k_h, k_w = layer.weight.shape[2:]
-    expected = (
-        (source.height + top + bottom - k_h) // layer.stride + 1,
-        (source.width + left + right - k_w) // layer.stride + 1,
-    )
-    if expected != (target.height, target.width):
-        raise ExportError(
-            f"layer {layer.name}: a {k_h}x{k_w} kernel over {source.height}x{source.width} gives {expected[0]}x"
-            f"{expected[1]}, but its output is {target.height}x{target.width}; correct the tensor's shape"
-        )
-
-
-def _conv_step(isa: Isa, layer: QConv | QLinear, layouts: dict[str, Layout], tensor: QTensor) -> Step:
-    source, target = layouts[layer.input], layouts[layer.output.name]
-    if isinstance(layer, QConv):
-        _check_window(layer, source, target)
-        weight, stride, padding = layer.weight, layer.stride, layer.padding[:2]
-    else:  # flattened channels, rows, columns: a kernel as large as the image
-        weight, stride, padding = layer.weight.reshape(-1, source.channels, source.height, source.width), 1, (0, 0)
-    arithmetic = _arithmetic(layer, tensor, target.pitch)
-    kernel = weight.shape[2], weight.shape[3]
+    weight = layer.weight.astype(np.int16) - layer.weight_zero_point
+    flat = weight.reshape(len(weight), -1).astype(np.int64)
+    bias = layer.bias.astype(np.int64) - Clamp.of(tensor).zero_point * flat.sum(1)
+    scale = requantization_scale(layer, tensor)
+    largest = (255 * np.abs(flat).sum(1) + np.abs(bias)) * scale.astype(np.float64)
+    may_overflow = bool(largest.max(initial=0.0) >= INT32_LIMIT)
     clamp = Clamp.of(layer.output)
-    spec = ConvSpec(source, target, kernel, stride, padding, clamp, arithmetic.may_overflow)
-    order = channel_order(isa, target.pitch)
-    constants = pack_conv(isa, weight, target.pitch), *arithmetic.ordered(order)
-    return Step(layer.name, spec, (layer.input,), layer.output.name, constants)
-
-
-def _depthwise_step(isa: Isa, layer: QDepthwise, layouts: dict[str, Layout], tensor: QTensor) -> Step:
-    source, target = layouts[layer.input], layouts[layer.output.name]
-    _check_window(layer, source, target)
-    arithmetic = _arithmetic(layer, tensor, target.pitch)
-    kernel = layer.weight.shape[2], layer.weight.shape[3]
-    clamp, padding = Clamp.of(layer.output), layer.padding[:2]
-    spec = DepthwiseSpec(source, target, kernel, layer.stride, padding, clamp, arithmetic.may_overflow)
-    constants = pack_depthwise(isa, spec, layer.weight), *arithmetic.ordered(group_order(isa, target.pitch))
-    return Step(layer.name, spec, (layer.input,), layer.output.name, constants)
-
-
-def _add_step(layer: QAdd, layouts: dict[str, Layout], tensors: dict[str, QTensor]) -> Step:
-    output = layer.output
-    first, second = (
-        Operand(
-            layouts[name],
-            _single(tensors[name].scale),
-            tensors[name].zero_point,
-            SIGNED_SHIFT if tensors[name].dtype == "int8" else 0,
-        )
-        for name in layer.inputs
-    )
-    spec = AddSpec(first, second, layouts[output.name], _single(output.scale), output.zero_point, Clamp.of(output))
-    return Step(layer.name, spec, layer.inputs, output.name)
-
-
-def _pool_step(layer: QPool, layouts: dict[str, Layout], tensors: dict[str, QTensor]) -> Step:
-    source, output = layouts[layer.input], layer.output
-    ratio = pool_ratio(tensors[layer.input].scale, output.scale, source.height * source.width)
-    zero_point = Clamp.of(tensors[layer.input]).zero_point
-    spec = PoolSpec(source, zero_point, layouts[output.name], ratio, Clamp.of(output))
-    return Step(layer.name, spec, (layer.input,), output.name)
+    if isinstance(layer, QLinear):
+        weight, stride, padding = weight[..., None, None], 1, (0, 0)
+    else:
+        stride, padding = layer.stride, layer.padding[:2]
+    kernel = weight.shape[2], weight.shape[3]
+    parts = split_weight(weight)
+    if isinstance(layer, QDepthwise):
+        spec = DepthwiseSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
+        packed, order = pack_depthwise(isa, spec, parts), group_order(isa, target.pitch)
+    else:
+        spec = ConvSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
+        packed, order = pack_conv(isa, parts, target.pitch), channel_order(isa, target.pitch)
+    padded_bias, padded_scale = np.zeros(target.pitch, np.int32), np.zeros(target.pitch, np.float32)
+    padded_bias[: len(bias)] = bias.astype(np.int32)
+    padded_scale[: len(scale)] = scale
+    return spec, (packed, padded_bias[order], padded_scale[order])

@@ -1,0 +1,124 @@
+"""A compiled model: load, run, save."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from exporters.errors import ExportError
+from exporters.files import read_file, replace_file
+from exporters.tvm.metadata import Metadata, TensorEntry, check_seal
+from exporters.tvm.targets import missing_features
+
+Codes = NDArray[np.uint8] | NDArray[np.int8]
+
+
+class CompiledModel:
+    """A network as machine code.
+
+    metadata: what it was compiled from and for. A model for another CPU can be saved, but not run.
+    """
+
+    def __init__(self, library: bytes, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self._library = library
+        self._machine: Any = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CompiledModel:
+        """The model that `save` wrote to `path`, ready to run.
+
+        Raises: ExportError if the file is no compiled model, is damaged, or needs another CPU.
+        """
+        library, where = read_file(path), os.fspath(path)
+        metadata = Metadata.find(library, where)
+        check_seal(library, where)
+        model = cls(library, metadata)
+        model._check_cpu()
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the library to `path`.
+
+        Raises: ExportError if it cannot be written.
+        """
+        replace_file(path, self._library)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the library."""
+        return len(self._library)
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, classes) logits of (n, channels, height, width) images.
+
+        Raises: ExportError if the images do not fit, or this CPU cannot run the model.
+        """
+        run = self.function("main")
+        outputs = [run(tvm.runtime.tensor(image)).numpy() for image in self._single(images)]
+        return np.concatenate(outputs) if outputs else np.zeros((0, *self.metadata.output_shape), np.float32)
+
+    def tensors(self, images: NDArray[np.float32]) -> dict[str, Codes]:
+        """Integer codes of every tensor by name, the input's first; each (n, *shape of the tensor).
+
+        Raises: as calling the model.
+        """
+        run = self.function("tensors")
+        found: dict[str, list[Codes]] = {entry.name: [] for entry in self.metadata.tensors}
+        for image in self._single(images):
+            for entry, value in zip(self.metadata.tensors, run(tvm.runtime.tensor(image)), strict=True):
+                found[entry.name].append(_codes(entry, value.numpy()))
+        empty = {entry.name: np.zeros((0, *entry.shape), entry.dtype) for entry in self.metadata.tensors}
+        return {name: np.stack(codes) if codes else empty[name] for name, codes in found.items()}
+
+    def function(self, name: str) -> Any:
+        """A function of the library: "main" gives logits of one image, "tensors" the bytes of every activation.
+
+        Raises: ExportError if this CPU cannot run it.
+        """
+        if self._machine is None:
+            self._check_cpu()
+            # The file can go as soon as it is loaded: the system keeps what a running program has mapped.
+            with tempfile.TemporaryDirectory(prefix="apq-deploy-") as folder:
+                path = Path(folder) / "model.so"
+                path.write_bytes(self._library)
+                try:
+                    self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+                except (RuntimeError, AttributeError, ValueError) as error:
+                    reason = str(error).strip().splitlines()[-1]
+                    raise ExportError(f"cannot load the compiled model: {reason}; compile it again") from error
+        return self._machine[name]
+
+    def _check_cpu(self) -> None:
+        missing = missing_features(self.metadata.architecture, self.metadata.features)
+        if missing:
+            raise ExportError(
+                f"the model was compiled for {self.metadata.target}, and this CPU lacks {', '.join(missing)}; "
+                "compile it again on this machine or for another target"
+            )
+
+    def _single(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The images one by one, each with a batch of 1."""
+        shape = self.metadata.image_shape
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise ExportError(f"images should be (n, {', '.join(map(str, shape))}), got {images.shape}")
+        images = np.ascontiguousarray(images, np.float32)
+        return [images[i : i + 1] for i in range(len(images))]
+
+
+def _codes(entry: TensorEntry, stored: NDArray[np.uint8]) -> Codes:
+    """The network's codes of one image from the bytes of its activation."""
+    layout = entry.layout
+    top, left, bottom, _ = layout.border
+    rows = stored.reshape(top + layout.height + bottom, -1, layout.pitch)
+    image = rows[top : top + layout.height, left : left + layout.width, : layout.channels]
+    codes = (image.astype(np.int16) - entry.shift).astype(entry.dtype)
+    return codes.transpose(2, 0, 1).reshape(entry.shape)

@@ -1,0 +1,95 @@
+"""Objects -> shared library, with the metadata and a check of the CPU inside."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporters.errors import ExportError
+from exporters.tvm.metadata import SYMBOL, Metadata
+from exporters.tvm.targets import CompileTarget
+
+# What a C or C++ program asks before it runs the model; Python reads the metadata instead. Plain code for any CPU of
+# the architecture, so that asking is always safe.
+_CPUID_FEATURES = {
+    "avx": "avx",
+    "avx2": "avx2",
+    "bmi1": "bmi",
+    "bmi2": "bmi2",
+    "fma": "fma",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512vnni",
+}
+
+
+def metadata_source(metadata: Metadata) -> str:
+    """C code with the metadata and `int apq_deploy_supported(void)`, 1 if this CPU can run the model."""
+    content = ",".join(map(str, metadata.to_bytes()))
+    checks = [
+        f'__builtin_cpu_supports("{_CPUID_FEATURES[name]}")' for name in metadata.features if name in _CPUID_FEATURES
+    ]
+    start = "__builtin_cpu_init();\n    " if checks else ""
+    return (
+        '#define PUBLIC __attribute__((visibility("default")))\n'
+        f"PUBLIC extern const char {SYMBOL}[];\nconst char {SYMBOL}[] = {{{content}}};\n"
+        f"PUBLIC int apq_deploy_supported(void) {{\n    {start}return {' && '.join(checks) or '1'};\n}}\n"
+    )
+
+
+def compiler(target: CompileTarget, needed: str) -> list[str]:
+    """The command that compiles C and links for `target`.
+
+    Raises: ExportError if it is not installed.
+    """
+    found = shutil.which("g++")
+    if found is None:
+        raise ExportError(f"linking {needed} needs g++, which is not installed; install it (Debian: apt install g++)")
+    return [found]
+
+
+def linker(target: CompileTarget, metadata: Metadata) -> Callable[..., None]:
+    """What TVM's `export_library` calls with the library's name and the objects it is made of."""
+
+    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
+        command = compiler(target, "a compiled model")
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "metadata.c"
+            source.write_text('extern "C" {\n' + metadata_source(metadata) + "}\n")
+            run(
+                [
+                    *command,
+                    "-shared",
+                    "-fPIC",
+                    "-O1",
+                    "-s",
+                    "-o",
+                    output,
+                    *objects,
+                    "-x",
+                    "c++",
+                    str(source),
+                    *(options or ()),
+                ]
+            )
+
+    link.output_format = "so"  # type: ignore[attr-defined]
+    return link
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a tool of the build.
+
+    Raises: ExportError with the first line of what it complained of.
+    """
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines() or ["?"]
+        raise ExportError(f"{Path(command[0]).name} could not link the model: {lines[0].strip()}")

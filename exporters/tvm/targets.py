@@ -1,0 +1,110 @@
+"""The CPUs that can be compiled for, what each of them must have, and which of them this machine is."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from exporters.errors import ExportError
+from exporters.tvm.isa import Isa
+from exporters.tvm.x86 import AVX2, SSE2, VNNI
+
+# Names as Linux lists them in /proc/cpuinfo; a level of x86-64 is the features LLVM may use at that -mcpu.
+X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+X86_64_V4 = (*X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+
+@dataclass(frozen=True)
+class CompileTarget:
+    """What `--target NAME` stands for.
+
+    architecture: as `platform.machine` has it. features: what the CPU must have beyond its architecture.
+    llvm: TVM's target. A library for another architecture is linked by zig, whose triple is `zig`.
+    """
+
+    name: str
+    description: str
+    isa: Isa
+    architecture: str
+    features: tuple[str, ...]
+    llvm: Mapping[str, Any] = field(hash=False)
+    zig: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        return not self.missing()
+
+    def missing(self) -> tuple[str, ...]:
+        """What this machine lacks to run the target's code; empty if nothing."""
+        return missing_features(self.architecture, self.features)
+
+
+def missing_features(architecture: str, features: tuple[str, ...]) -> tuple[str, ...]:
+    """What this machine lacks of an architecture and its features."""
+    if platform.machine() != architecture:
+        return (f"the {architecture} architecture",)
+    available = cpu_features()
+    return tuple(name for name in features if name not in available)
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Instruction set extensions of this machine, as the kernel names them.
+
+    Raises: ExportError where the kernel does not list them.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError as error:
+        raise ExportError(
+            "cannot read /proc/cpuinfo to learn what this CPU can do; compiled models need Linux"
+        ) from error
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        CompileTarget(
+            "x86-64-vnni",
+            "AVX512 with VNNI: Intel from Cascade Lake, AMD from Zen 4",
+            VNNI,
+            "x86_64",
+            (*X86_64_V4, "avx512_vnni"),
+            {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+        ),
+        CompileTarget(
+            "x86-64-avx2",
+            "AVX2 and FMA: Intel from Haswell, AMD from Zen",
+            AVX2,
+            "x86_64",
+            X86_64_V3,
+            {"kind": "llvm", "mcpu": "x86-64-v3"},
+        ),
+        CompileTarget("x86-64", "every 64-bit x86 CPU", SSE2, "x86_64", (), {"kind": "llvm", "mcpu": "x86-64"}),
+    )
+}
+HOST = "host"
+
+
+def resolve_target(name: str) -> CompileTarget:
+    """The target called `name`; "host" is the first that this machine can run, fastest first.
+
+    Raises: ExportError naming the supported targets.
+    """
+    if name == HOST:
+        for target in TARGETS.values():
+            if target.runs_here:
+                return target
+        raise ExportError(f"no target runs on this machine ({platform.machine()}); choose one of {', '.join(TARGETS)}")
+    if name not in TARGETS:
+        raise ExportError(f"unknown target {name!r}; supported are {HOST}, {', '.join(TARGETS)}")
+    return TARGETS[name]
