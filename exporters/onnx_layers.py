@@ -1,8 +1,8 @@
-"""Weights, convolutions and fully connected layers as ONNX nodes describe them."""
+"""Weights, windows, scales and clips as ONNX nodes describe them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from exporters.errors import UnsupportedGraph
+from exporters.errors import ExportError, UnsupportedGraph
 from exporters.onnx_graph import attributes, integers, label, to_array
-from exporters.qnet import QConv, QDepthwise, QLayer, QLinear, QTensor, window_sizes
+from exporters.qnet import DTYPE_RANGE, Dtype, QConv, QDepthwise, QLayer, QLinear, QTensor, window_sizes
 
 Padding = tuple[int, int, int, int]
 Built = tuple[tuple[int, ...], Callable[[QTensor], QLayer]]
@@ -20,7 +20,7 @@ Built = tuple[tuple[int, ...], Callable[[QTensor], QLayer]]
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """An array known from the file alone. bits: what an element takes in the file."""
+    """An array known from the file alone."""
 
     array: NDArray
 
@@ -138,6 +138,8 @@ def convolution(
     channels = source.shape[0]
     stride = _stride(node)
     kernel = (int(codes.shape[2]), int(codes.shape[3]))
+    if integers(node, "kernel_shape", kernel) != kernel:
+        raise UnsupportedGraph(f"{label(node)}: its kernel_shape is not that of its weights, {kernel}")
     padding = _padding(node, source.shape, kernel, stride)
     shape = codes.shape[:1] + window_sizes(name, source.shape, kernel, stride, padding)
     is_single = is_depthwise and channels == 1 and codes.shape[:2] == (1, 1)
@@ -243,10 +245,69 @@ def _bias(node: onnx.NodeProto, bias: Weights | None, source: QTensor, scale: ND
     codes = bias.stored.reshape(-1)
     if codes.dtype != np.int32 or codes.shape != scale.shape or bias.zero_point:
         raise UnsupportedGraph(f"{label(node)}: its bias should be INT32 of shape ({len(scale)},) with zero point 0")
-    expected = np.float32(source.scale) * scale
     # onnxruntime adds the codes to the accumulator without a look at their scale
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        expected = np.float32(source.scale) * scale
         is_right = bool((np.abs(bias.scale.reshape(-1) - expected) <= 1e-4 * np.abs(expected)).all())
     if not is_right:
         raise UnsupportedGraph(f"{label(node)}: its bias should have the scale of the input times that of the weights")
     return np.ascontiguousarray(codes)
+
+
+def activation_parameters(node: onnx.NodeProto, inputs: Sequence[object]) -> tuple[float, int, Dtype]:
+    """Scale, zero point and type of a QuantizeLinear or DequantizeLinear of an activation."""
+    scale = inputs[1] if len(inputs) > 1 else None
+    point = inputs[2] if len(inputs) > 2 else None
+    if not isinstance(scale, Constant) or scale.array.dtype != np.float32 or scale.array.ndim != 0:
+        raise UnsupportedGraph(f"{label(node)}: an activation's scale should be one constant float32 number")
+    if point is None:
+        return float(scale.array), 0, "uint8"
+    if not isinstance(point, Constant) or point.array.ndim != 0 or str(point.array.dtype) not in DTYPE_RANGE:
+        raise UnsupportedGraph(f"{label(node)}: an activation's zero point should be one constant of uint8 or int8")
+    return float(scale.array), int(point.array), "uint8" if point.array.dtype == np.uint8 else "int8"
+
+
+def is_clip_needless(name: str, low: float, high: float, scale: float, zero_point: int, dtype: Dtype) -> bool:
+    """Whether quantizing clips at least as tightly as a float clip to [low, high]; onnxruntime drops it by this rule.
+
+    name: of the layer, for messages.
+    """
+    if not (np.isfinite(scale) and scale > 0):
+        raise ExportError(f"layer {name}: the scale after it must be positive and finite, got {scale}")
+    lowest, highest = DTYPE_RANGE[dtype]
+    with np.errstate(over="ignore"):
+        bounds = np.rint(np.array([low, high], np.float32) / np.float32(scale)) + zero_point
+    return bool(bounds[0] <= lowest and bounds[1] >= highest)
+
+
+def clip_bounds(node: onnx.NodeProto, inputs: Sequence[object]) -> tuple[float, float]:
+    """Low and high of a Relu or Clip."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    found = [-np.inf, np.inf]
+    for position, value in enumerate(inputs[1:3]):
+        if value is None:
+            continue
+        if not isinstance(value, Constant) or value.array.size != 1:
+            raise UnsupportedGraph(f"{label(node)}: its bounds should be single constants")
+        found[position] = float(value.array.reshape(()))
+    legacy = attributes(node)
+    for position, name in enumerate(("min", "max")):
+        bound = legacy.get(name)
+        if isinstance(bound, float):
+            found[position] = bound
+    if np.isnan(found).any():
+        raise UnsupportedGraph(f"{label(node)}: its bounds should be numbers")
+    return found[0], found[1]
+
+
+def broadcast(node: onnx.NodeProto, constant: Weights, tensor: QTensor) -> NDArray:
+    """The constant's codes in the tensor's shape."""
+    codes = constant.stored
+    if constant.scale.size != 1 or str(codes.dtype) != tensor.dtype:
+        raise UnsupportedGraph(f"{label(node)} should add a constant with one scale, stored as {tensor.dtype}")
+    shape = codes.shape[1:] if codes.ndim == len(tensor.shape) + 1 and codes.shape[0] == 1 else codes.shape
+    try:
+        return np.ascontiguousarray(np.broadcast_to(codes.reshape(shape), tensor.shape))
+    except ValueError as error:
+        raise UnsupportedGraph(f"{label(node)} adds {codes.shape} to {tensor.shape}, which does not fit") from error

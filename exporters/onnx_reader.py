@@ -13,16 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from exporters.errors import ExportError, UnsupportedGraph
-from exporters.onnx_graph import Graph, attributes, image_shape, integers, label, load_model, to_array
+from exporters.errors import UnsupportedGraph
+from exporters.onnx_graph import Graph, image_shape, integers, label, load_model, to_array
 from exporters.onnx_layers import (
     Constant,
     Weights,
+    activation_parameters,
+    broadcast,
+    clip_bounds,
     convolution,
     dequantize_weights,
     fold_constant,
+    is_clip_needless,
     linear,
     pooling_window,
 )
@@ -199,7 +202,7 @@ class _Reader:
     # Quantization
 
     def _quantize(self, node: onnx.NodeProto, inputs: list[_Value | None]) -> _Value:
-        scale, zero_point, dtype = _parameters(node, inputs)
+        scale, zero_point, dtype = activation_parameters(node, inputs)
         low, high = DTYPE_RANGE[dtype]
         value = node.output[0]
         match inputs[0]:
@@ -215,7 +218,7 @@ class _Reader:
                     raise UnsupportedGraph(
                         f"{label(node)} should keep the scale and zero point of {result.keeps.name!r}"
                     )
-                is_needless = _is_needless(result, scale, zero_point, dtype)
+                is_needless = is_clip_needless(result.name, result.low, result.high, scale, zero_point, dtype)
                 if result.source is not None and is_needless:
                     raise UnsupportedGraph(
                         f"{label(node)} quantizes {result.source!r} a second time; drop one of the two"
@@ -235,7 +238,7 @@ class _Reader:
             case Constant() as codes:
                 return dequantize_weights(node, codes, [value for value in inputs[1:] if isinstance(value, Constant)])
             case _Codes() as codes:
-                if _parameters(node, inputs) != (codes.scale, codes.zero_point, codes.dtype):
+                if activation_parameters(node, inputs) != (codes.scale, codes.zero_point, codes.dtype):
                     raise UnsupportedGraph(
                         f"{label(node)} has another scale, zero point or type than its QuantizeLinear"
                     )
@@ -296,7 +299,7 @@ class _Reader:
                     raise UnsupportedGraph(f"{label(node)} should add two tensors of one shape and type")
                 return _Result(name, left.shape, left.dtype, lambda tensor: QAdd(name, left.name, right.name, tensor))
             case [_Real(tensor=left), Weights() as constant]:
-                codes = _broadcast(node, constant, left)
+                codes = broadcast(node, constant, left)
                 scale, point = float(constant.scale.flat[0]), constant.zero_point
                 return _Result(
                     name,
@@ -307,7 +310,7 @@ class _Reader:
         raise UnsupportedGraph(f"{label(node)} should add two quantized tensors, or a tensor and a quantized constant")
 
     def _clip(self, node: onnx.NodeProto, inputs: list[_Value | None]) -> _Value:
-        low, high = _bounds(node, inputs)
+        low, high = clip_bounds(node, inputs)
         match inputs[0]:
             case _Codes() as codes if node.op_type == "Clip":
                 self._replace(node, codes)
@@ -420,59 +423,3 @@ class _Reader:
         if codes.replaced or codes.tensor is not None:
             raise UnsupportedGraph(f"{label(node)} reads {codes.value!r}, which another node reads as well")
         codes.replaced = True
-
-
-def _parameters(node: onnx.NodeProto, inputs: list[_Value | None]) -> tuple[float, int, Dtype]:
-    """Scale, zero point and type of a QuantizeLinear or DequantizeLinear of an activation."""
-    scale = inputs[1] if len(inputs) > 1 else None
-    point = inputs[2] if len(inputs) > 2 else None
-    if not isinstance(scale, Constant) or scale.array.dtype != np.float32 or scale.array.ndim != 0:
-        raise UnsupportedGraph(f"{label(node)}: an activation's scale should be one constant float32 number")
-    if point is None:
-        return float(scale.array), 0, "uint8"
-    if not isinstance(point, Constant) or point.array.ndim != 0 or str(point.array.dtype) not in DTYPE_RANGE:
-        raise UnsupportedGraph(f"{label(node)}: an activation's zero point should be one constant of uint8 or int8")
-    return float(scale.array), int(point.array), "uint8" if point.array.dtype == np.uint8 else "int8"
-
-
-def _is_needless(result: _Result, scale: float, zero_point: int, dtype: Dtype) -> bool:
-    """Whether quantizing clips at least as tightly as the float clip does; the rule onnxruntime drops the clip by."""
-    low, high = DTYPE_RANGE[dtype]
-    if not (np.isfinite(scale) and scale > 0):
-        raise ExportError(f"layer {result.name}: the scale after it must be positive and finite, got {scale}")
-    with np.errstate(over="ignore"):
-        bounds = np.rint(np.array([result.low, result.high], np.float32) / np.float32(scale)) + zero_point
-    return bool(bounds[0] <= low and bounds[1] >= high)
-
-
-def _bounds(node: onnx.NodeProto, inputs: list[_Value | None]) -> tuple[float, float]:
-    """Low and high of a Relu or Clip."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    found = [-np.inf, np.inf]
-    for position, value in enumerate(inputs[1:3]):
-        if value is None:
-            continue
-        if not isinstance(value, Constant) or value.array.size != 1:
-            raise UnsupportedGraph(f"{label(node)}: its bounds should be single constants")
-        found[position] = float(value.array.reshape(()))
-    legacy = attributes(node)
-    for position, name in enumerate(("min", "max")):
-        bound = legacy.get(name)
-        if isinstance(bound, float):
-            found[position] = bound
-    if np.isnan(found).any():
-        raise UnsupportedGraph(f"{label(node)}: its bounds should be numbers")
-    return found[0], found[1]
-
-
-def _broadcast(node: onnx.NodeProto, constant: Weights, tensor: QTensor) -> NDArray:
-    """The constant's codes in the tensor's shape."""
-    codes = constant.stored
-    if constant.scale.size != 1 or str(codes.dtype) != tensor.dtype:
-        raise UnsupportedGraph(f"{label(node)} should add a constant with one scale, stored as {tensor.dtype}")
-    shape = codes.shape[1:] if codes.ndim == len(tensor.shape) + 1 and codes.shape[0] == 1 else codes.shape
-    try:
-        return np.ascontiguousarray(np.broadcast_to(codes.reshape(shape), tensor.shape))
-    except ValueError as error:
-        raise UnsupportedGraph(f"{label(node)} adds {codes.shape} to {tensor.shape}, which does not fit") from error
