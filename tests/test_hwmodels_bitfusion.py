@@ -136,8 +136,31 @@ def test_mobilenet_v2_work() -> None:
     assert f"{sum(layer.bitops(Precision(8, 8)) for layer in layers) / 1e9:.2f}" == "19.25"
 
 
+def test_the_layer_of_the_documentation() -> None:
+    """docs/hardware.md works this layer through, by these steps."""
+    cost = BITFUSION.layer_cost(ConvLayer(320, 1280, 7, 1), Precision(8, 8))
+    assert cost.mapping is not None
+    assert (cost.mapping.tile_size, cost.mapping.tile_in_channels, cost.mapping.tile_out_channels) == (1, 320, 32)
+    assert cost.mapping.loops == ("rows", "columns", "in_channels", "out_channels")
+    assert cost.counters["compute_cycles"] == 7 * 7 * 40 * 20 == 39_200
+    moved = [cost.counters[name] for name in ("wbuf_write_bits", "ibuf_write_bits", "dram_write_bits")]
+    assert moved == [81_920 * 40, 2_560 * 49, 1_024 * 49 * 40]
+    exposed = -(-(81_920 + 125_440 + 50_176) // 192) - (-50_176 // 192)
+    assert cost.cycles == 39_200 + exposed == 40_804
+    parts_pj = (
+        476.6518 * 39_200,
+        433.014704 * 40_804,
+        3_276_800 * 15.02891615625,
+        125_440 * 15.1137040625,
+        2_007_040 * 30.09250146875,
+        1_960 * (2_560 * 0.059474375 + 81_920 * 0.02136565625 + 1_024 * 0.09250146875),
+    )
+    assert cost.energy_mj == pytest.approx(sum(parts_pj) / 1e9, rel=1e-12)
+    assert f"{cost.energy_mj:.9f}" == "0.151807563"
+
+
 def test_a_layer_worked_by_hand() -> None:
-    """16 -> 32, 1x1 at 2x2, 8 bit: everything fits, so one tile is best; docs/hardware.md has the same numbers.
+    """16 -> 32, 1x1 at 2x2, 8 bit: everything fits, so one tile is best.
 
     Compute: 4 pixels * 1 column pass * 1 channel pass = 4 cycles. Moved: W 16*32*8 = 4096, A 4*16*8 = 512,
     O 4*32*32 = 4096 bits. Exposed: ceil(8704 / 192) + ceil(4096 / 192) = 46 + 22 = 68, and 4 + 68 = 72.
