@@ -87,6 +87,14 @@ def quantize(
     reestimate_batch_norm(network, calibration)
 
 
+def weights_sha256(network: Supernet) -> str:
+    """Hash of the weights alone: the order of a file's header may differ from one writing to the next."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @cache
 def _laboratory(space: SearchSpace, supernet: Path, data: Path, settings: CollectSettings, device: str) -> Laboratory:
     """This worker's own laboratory, set up for its first point."""
@@ -119,9 +127,8 @@ def collect(
     """
     if workers < 1:
         raise UserError(f"expected at least one worker, got {workers}")
-    load_supernet(space, supernet)  # before anything is written: a wrong file is an error here
+    digest = weights_sha256(load_supernet(space, supernet))  # a wrong file is an error before anything is written
     splits = load_data(space, data)
-    digest = hashlib.sha256(supernet.read_bytes()).hexdigest()
     store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
     missing = [(kind, n) for kind in KINDS for n in sorted(set(range(counts.get(kind, 0))) - store.done(kind))]
     if not missing:

@@ -1,0 +1,79 @@
+"""Commands that make and judge model files: export, compile, audit, profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apq_deploy.commands.options import (
+    DEFAULT_RUN,
+    HardwareOption,
+    JsonOption,
+    ModelOption,
+    RunOption,
+    SeedOption,
+    show,
+)
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX file.")]
+
+
+def export(
+    output: ModelFile,
+    run: RunOption = DEFAULT_RUN,
+    model: ModelOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set to calibrate, fine-tune and measure on [the model's sample images].")
+    ] = None,
+    finetune_steps: Annotated[int, typer.Option(min=0, help="Steps of quantization-aware fine-tuning.")] = 20,
+    weight_method: Annotated[str | None, typer.Option(help="Clips of weights: kl, mse, max or percentile.")] = None,
+    act_method: Annotated[str | None, typer.Option(help="Clips of activations: the same.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Export the network of the last search: extract, calibrate, fine-tune, write ONNX, measure its accuracy."""
+    from apq_deploy.deployment import RunFolder, describe_export
+    from apq_deploy.search import SearchResult
+
+    folder = RunFolder(run)
+    result = SearchResult.load(folder.search)
+
+    from apq_deploy.exporting import ExportSettings, export_network
+    from apq_deploy.model import find_model
+
+    settings = ExportSettings(finetune_steps, weight_method, act_method, seed)  # type: ignore[arg-type]
+    report = export_network(result, find_model(result.search_space(), model), output, folder.export, settings, data)
+    show(report, describe_export(report), as_json)
+
+
+def audit(
+    model: ModelFile,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that every layer carries the bits it claims; exit code 1 if not."""
+    from dataclasses import asdict
+
+    from exporters.audit import audit as inspect
+
+    report = inspect(model)
+    show(asdict(report), str(report), as_json)
+    if report.false_claims:
+        raise typer.Exit(1)
+
+
+def profile(
+    model: ModelFile,
+    hardware: HardwareOption = "bitfusion",
+    bits: Annotated[int | None, typer.Option(min=1, max=16, help="Bits of every layer, for a file in float.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the layers to this CSV file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Profile a model on a hardware model: ms, mJ, MACs, BitOps and bits per layer."""
+    from apq_deploy.profiling import describe_profile, profile_model, write_csv
+
+    found = profile_model(model, hardware, bits)
+    if csv is not None:
+        write_csv(found, csv)
+    show(found, describe_profile(found), as_json)

@@ -1,0 +1,119 @@
+"""Commands that make a model: train, collect, fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apq_deploy.commands.options import DataOption, DeviceOption, JsonOption, ModelOption, SeedOption, SpaceOption, show
+
+
+def train(
+    data: DataOption,
+    space: SpaceOption = "fashion",
+    model: ModelOption = None,
+    largest_steps: Annotated[int, typer.Option(help="Steps on the largest network.")] = 3000,
+    kernel_steps: Annotated[int, typer.Option(help="Steps with elastic kernel sizes.")] = 800,
+    depth_steps: Annotated[int, typer.Option(help="Steps with elastic depths as well.")] = 1000,
+    width_steps: Annotated[int, typer.Option(help="Steps with elastic widths as well.")] = 2400,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate on the largest network.")] = 4e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a supernet by progressive shrinking; goes on where it was stopped."""
+    from apq_deploy.learn import train_model
+    from apq_deploy.model import ModelFolder
+    from apq_deploy.space import SearchSpace
+    from apq_deploy.supernet.train import TrainSettings
+    from apq_deploy.text import table
+
+    chosen = SearchSpace.load(space)
+    folder = ModelFolder(_own_folder(chosen.name, model))
+    settings = TrainSettings(
+        largest_steps,
+        kernel_steps,
+        depth_steps,
+        width_steps,
+        batch_size,
+        learning_rate=learning_rate,
+        shrinking_learning_rate=learning_rate / 2,
+        seed=seed,
+    )
+    metrics = train_model(chosen, data, folder, settings, device)
+    rows = [(name.replace("_", " "), f"{value:.2f}") for name, value in metrics.items()]
+    show(metrics, f"test accuracy, %\n{table(rows)}\n\nsupernet: {folder.supernet}", as_json)
+
+
+def collect(
+    data: DataOption,
+    space: SpaceOption = "fashion",
+    model: ModelOption = None,
+    float_points: Annotated[int, typer.Option(help="Full-precision points, by evaluation only.")] = 1200,
+    quantized_points: Annotated[int, typer.Option(help="Quantized points, after a short fine-tuning.")] = 400,
+    finetune_steps: Annotated[int, typer.Option(help="Fine-tuning steps before a quantized label.")] = 20,
+    held_out_images: Annotated[
+        int, typer.Option(help="Held-out training images that a label is measured on.")
+    ] = 10_000,
+    workers: Annotated[int, typer.Option(help="Processes that measure at the same time.")] = 1,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the predictor's points; goes on where it was stopped."""
+    from apq_deploy.learn import collect_model
+    from apq_deploy.model import ModelFolder
+    from apq_deploy.predictor.collect import CollectSettings
+    from apq_deploy.space import SearchSpace
+    from apq_deploy.text import table
+
+    chosen = SearchSpace.load(space)
+    folder = ModelFolder(_own_folder(chosen.name, model))
+    settings = CollectSettings(finetune_steps, held_out_images=held_out_images, seed=seed)
+    counts = {"float": float_points, "quantized": quantized_points}
+    summary = collect_model(chosen, data, folder, counts, settings, workers, device)  # type: ignore[arg-type]
+    rows = [
+        (kind, facts["points"], *(f"{facts[k]:.2f}" for k in ("mean_percent", "std_percent", "seconds_per_point")))
+        for kind, facts in summary.items()
+        if facts["points"]
+    ]
+    show(summary, table(rows, ("points", "number", "mean %", "std", "s per point")), as_json)
+
+
+def fit(
+    space: SpaceOption = "fashion",
+    model: ModelOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the full-precision predictor and transfer it to quantized networks."""
+    from apq_deploy.learn import fit_model
+    from apq_deploy.model import ModelFolder
+    from apq_deploy.predictor.fit import FitSettings
+    from apq_deploy.space import SearchSpace
+    from apq_deploy.text import table
+
+    chosen = SearchSpace.load(space)
+    folder = ModelFolder(_own_folder(chosen.name, model))
+    scores = fit_model(chosen, folder, FitSettings(seed=seed))
+    rows = [
+        (
+            name,
+            int(s["points"]),
+            f"{s['pairwise_accuracy']:.3f}",
+            f"{s['kendall_tau']:.3f}",
+            f"{s['mean_absolute_error_points']:.2f}",
+        )
+        for name, s in scores.items()
+    ]
+    show(scores, table(rows, ("predictor", "held-out points", "pairwise", "tau", "error, points")), as_json)
+
+
+def _own_folder(space: str, model: Path | None) -> Path:
+    """Where training writes: never the embedded model."""
+    from apq_deploy.model import DEFAULT_FOLDER
+
+    return model if model is not None else Path(DEFAULT_FOLDER) / space

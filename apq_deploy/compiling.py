@@ -1,0 +1,116 @@
+"""From an ONNX file to a compiled library that is checked and timed against onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apq_deploy.errors import UserError
+from apq_deploy.files import write_json
+from apq_deploy.model import Samples, find_model
+from apq_deploy.space import SearchSpace
+from exporters.onnx_reader import read_onnx
+from exporters.qnet import QuantizedNetwork
+from exporters.reference import run_reference
+from exporters.runtime import run_onnx
+from exporters.tvm import CompiledModel, compile_tvm
+from exporters.tvm.timing import time_models
+
+SCHEMA = "apq-deploy/compile/1"
+REFERENCE_IMAGES = 16
+RANDOM_IMAGES = 64
+
+
+def compile_model(
+    model: Path,
+    output: Path,
+    target: str,
+    threads: int,
+    pack_weights: bool,
+    timed: bool,
+    record: Path | None,
+    every_tensor: bool = True,
+) -> dict[str, Any]:
+    """What was built, how it agrees with onnxruntime, and how fast it is; the library is in `output`.
+
+    Where the target is not this machine's, the library is written but neither run nor compared, and the report says so.
+
+    Raises: ExportError for a file or a target that cannot be used.
+    """
+    if output.suffix != ".so":
+        raise UserError(f"expected the name of an .so file to write, got {output}")
+    net = read_onnx(model)
+    started = time.perf_counter()
+    compiled = compile_tvm(net, target, threads, pack_weights=pack_weights)
+    seconds = time.perf_counter() - started
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compiled.save(output)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": model.name,
+        "library": output.name,
+        "target": compiled.metadata.target,
+        "threads": threads,
+        "compile_seconds": round(seconds, 2),
+        "library_bytes": output.stat().st_size,
+        "agreement": None,
+        "latency": None,
+    }
+    if compiled.runs_here:
+        loaded = CompiledModel.load(output)
+        report["agreement"] = agreement(net, model, loaded, threads, every_tensor)
+        if timed:
+            report["latency"] = time_models(output, model, threads)
+    if record is not None:
+        write_json(record, report)
+    return report
+
+
+def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threads: int, every_tensor: bool) -> dict[str, Any]:
+    """How the compiled model's logits and tensors differ from onnxruntime's and from the NumPy reference's."""
+    source, images, labels = test_images(net)
+    ours, theirs = compiled(images), run_onnx(model, images, threads)
+    step = np.float32(net.output.scale)
+    distance = np.abs(np.rint((ours - theirs) / step))
+    found: dict[str, Any] = {
+        "images": len(images),
+        "source": source,
+        "differing_logits": int(np.count_nonzero(distance)),
+        "largest_difference_codes": int(distance.max()),
+        "same_class": int((ours.argmax(1) == theirs.argmax(1)).sum()),
+    }
+    if labels is not None:
+        found["accuracy_percent"] = 100 * float((ours.argmax(1) == labels).mean())
+    if every_tensor:
+        few = images[:REFERENCE_IMAGES]
+        reference, tensors = run_reference(net, few), compiled.tensors(few)
+        found["tensors"] = {
+            "images": len(few),
+            "compared": len(tensors),
+            "differing": {
+                name: int(np.count_nonzero(codes != reference[name]))
+                for name, codes in tensors.items()
+                if (codes != reference[name]).any()
+            },
+        }
+    return found
+
+
+def test_images(net: QuantizedNetwork) -> tuple[str, NDArray[np.float32], NDArray[np.int64] | None]:
+    """Images to compare on: the test images of the model that the network comes from, else random ones."""
+    name = net.metadata.get("space")
+    if name in SearchSpace.presets():
+        space = SearchSpace.load(name)
+        try:
+            samples = Samples.load(find_model(space, None).samples, space)
+        except UserError:
+            samples = None
+        if samples is not None and samples.held_out.shape[1:] == net.input.shape:
+            images = samples.held_out.astype(np.float32) / np.float32(255)
+            return "test images of the model", images, samples.held_out_labels
+    rng = np.random.default_rng(0)
+    return "random images", rng.random((RANDOM_IMAGES, *net.input.shape), np.float32), None

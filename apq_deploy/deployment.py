@@ -1,0 +1,169 @@
+"""The steps of one deployment: search a network, export it, compile it. Each leaves its record in the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apq_deploy.model import find_model
+from apq_deploy.predictor.model import Predictor
+from apq_deploy.search import Budget, SearchResult, SpaceCosts, search
+from apq_deploy.space import SearchSpace
+from apq_deploy.text import table
+from hwmodels import CostTable, load_hardware
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the steps of one deployment keep their records."""
+
+    path: Path
+
+    @property
+    def search(self) -> Path:
+        return self.path / "search.json"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export.json"
+
+    @property
+    def compile(self) -> Path:
+        return self.path / "compile.json"
+
+
+def space_costs(space: SearchSpace, hardware: str, cost_table: Path | None, scope: str) -> SpaceCosts:
+    """Costs of a space on a hardware model, or by a table file."""
+    if cost_table is not None:
+        return SpaceCosts.from_table(space, CostTable.load(cost_table), scope)  # type: ignore[arg-type]
+    return SpaceCosts.from_hardware(space, load_hardware(hardware), scope)  # type: ignore[arg-type]
+
+
+def search_network(
+    space_name: str,
+    budget: Budget,
+    hardware: str,
+    cost_table: Path | None,
+    scope: str,
+    model: Path | None,
+    algorithm: str,
+    freeze: tuple[str, ...],
+    bits: int | None,
+    seed: int,
+    run: Path,
+) -> SearchResult:
+    """The best network within the budget, kept in the run folder.
+
+    Raises: UserError for what cannot be searched; BudgetError where no network meets the budget.
+    """
+    space = SearchSpace.load(space_name)
+    costs = space_costs(space, hardware, cost_table, scope)
+
+    @cache
+    def predictor() -> Predictor:
+        return Predictor.load(find_model(space, model).predictor, space)
+
+    def accuracy(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Loaded on first use: a budget that cannot be met is answered without a trained model.
+        return predictor()(features)
+
+    result = search(costs, accuracy, budget, algorithm=algorithm, seed=seed, freeze=freeze, bits=bits)
+    folder = RunFolder(run)
+    run.mkdir(parents=True, exist_ok=True)
+    result.save(folder.search)
+    return result
+
+
+def describe_blocks(result: SearchResult) -> str:
+    """The chosen architecture and bits, a line per block."""
+    rows = []
+    for s, stage in enumerate(result.arch.stages, 1):
+        for b, block in enumerate(stage.blocks, 1):
+            bits = block.bits
+            assert bits is not None
+            rows.append(
+                (
+                    f"stage{s}.block{b}",
+                    f"{block.in_channels}-{block.mid_channels}-{block.out_channels}",
+                    f"{block.kernel_size}x{block.kernel_size}",
+                    block.stride,
+                    f"W{bits.pointwise_weight}A{bits.pointwise_act}",
+                    f"W{bits.depthwise_weight}A{bits.depthwise_act}",
+                )
+            )
+    return table(rows, ("block", "channels", "kernel", "stride", "pointwise", "depthwise"))
+
+
+def describe_costs(result: SearchResult) -> list[tuple[str, str]]:
+    """Predicted accuracy and costs as labelled lines; where a space has two sums, each says which it is."""
+    rows = [("predicted accuracy", f"{100 * result.predicted_accuracy:.2f} %")]
+    for scope, costs in result.costs.items():
+        note = "" if len(result.costs) == 1 else " (every layer)" if scope == "full" else " (APQ's sum)"
+        rows += [(f"latency, {result.hardware}{note}", f"{costs['latency_ms']:.4g} ms")]
+        if "energy_mj" in costs:
+            rows += [(f"energy, {result.hardware}{note}", f"{costs['energy_mj']:.4g} mJ")]
+    costs = result.costs["full"]
+    rows += [
+        ("bit operations", f"{costs['bitops_g']:.4g} G"),
+        ("multiply-accumulates", f"{costs['macs_m']:.4g} M"),
+        ("stored weights", f"{costs['size_kb']:.4g} kB"),
+    ]
+    return rows
+
+
+def describe_search(result: SearchResult) -> str:
+    """The whole result for a reader."""
+    lines = [("space", result.space), ("budget", str(result.budget)), *describe_costs(result)]
+    lines += [("networks rated", str(result.evaluations)), ("stopped", result.stop_reason)]
+    return f"{describe_blocks(result)}\n\n{table(lines)}"
+
+
+def describe_export(report: dict[str, Any]) -> str:
+    """What was exported, for a reader: bits and bytes per layer, then accuracies and agreement."""
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            f"W{layer['claimed_weight_bits']}A{layer['claimed_input_bits']}",
+            layer["weights"],
+            f"{layer['storage_bits']} bit",
+            layer["size_bytes"],
+        )
+        for layer in report["layers"]
+        if layer["weights"]
+    ]
+    layers = table(rows, ("layer", "kind", "bits", "weights", "stored", "bytes"))
+    return f"{layers}\n\n{table(export_figures(report))}"
+
+
+ACCURACIES = {
+    "float": "accuracy in float, torch",
+    "calibrated": "after calibration, torch",
+    "finetuned": "after fine-tuning, torch",
+    "onnxruntime": "of the file, onnxruntime",
+}
+
+
+def export_figures(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Accuracies, agreement and size as labelled lines."""
+    images = report["images"]
+    rows = [("predicted accuracy", f"{report['predicted_accuracy_percent']:.2f} %")]
+    rows += [
+        (words, f"{report['accuracy_percent'][k]:.2f} %")
+        for k, words in ACCURACIES.items()
+        if k in report["accuracy_percent"]
+    ]
+    parity = report["parity"]
+    differing = sum(d["differing"] for d in parity["differences"])
+    tensors = max(parity["compared"].values())
+    return [
+        *rows,
+        ("measured on", f"{images['test']} test images ({images['source']})"),
+        ("torch, NumPy, onnxruntime", f"{differing} codes differ, {tensors} tensors, {parity['images']} images"),
+        ("file", f"{report['model']}, {report['file_bytes']} bytes"),
+    ]

@@ -1,0 +1,161 @@
+"""From a searched subnet to an ONNX file: extract, calibrate, fine-tune, export, measure."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apq_deploy.errors import UserError
+from apq_deploy.files import write_json
+from apq_deploy.model import ModelFolder, Samples
+from apq_deploy.progress import progress
+from apq_deploy.quantize.calibrate import calibrate
+from apq_deploy.quantize.convert import to_integers
+from apq_deploy.quantize.finetune import FinetuneSettings, finetune
+from apq_deploy.quantize.integer import run_integers
+from apq_deploy.quantize.network import QuantizedSubnet, accuracy
+from apq_deploy.quantize.thresholds import METHODS, ClipMethod
+from apq_deploy.search.result import SearchResult
+from apq_deploy.space import SearchSpace
+from apq_deploy.supernet.data import ImageSet, ImagesInMemory, load_data, to_unit, whole
+from apq_deploy.supernet.network import load_supernet
+from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
+from apq_deploy.supernet.train import calibration_batches
+from exporters.audit import audit
+from exporters.onnx_writer import write_onnx
+from exporters.parity import parity
+from exporters.runtime import run_onnx
+
+SCHEMA = "apq-deploy/export/1"
+PARITY_IMAGES = 16
+TIMED_RUNS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How a subnet is quantized: fine-tuning steps, and clip methods where not the defaults."""
+
+    finetune_steps: int = 20
+    weight_method: ClipMethod | None = None
+    act_method: ClipMethod | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for method in (self.weight_method, self.act_method):
+            if method is not None and method not in METHODS:
+                raise UserError(f"expected a clip method out of {', '.join(METHODS)}, got {method!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What a deployment is calibrated, fine-tuned and measured on."""
+
+    source: str
+    train: ImageSet
+    test: ImagesInMemory
+
+
+def deployment_images(space: SearchSpace, model: ModelFolder, data: Path | None) -> Images:
+    """The user's data set, or else the sample images of the model: test images are in neither case trained on."""
+    if data is not None:
+        splits = load_data(space, data)
+        return Images(f"{splits.name}, whole", splits.train, whole(splits.test))
+    samples = Samples.load(model.samples, space)
+
+    def part(pixels: np.ndarray, labels: np.ndarray) -> ImagesInMemory:
+        return ImagesInMemory(torch.from_numpy(pixels), torch.from_numpy(labels))
+
+    train = part(samples.calibration, samples.calibration_labels)
+    return Images("sample images of the model", train, part(samples.held_out, samples.held_out_labels))
+
+
+def export_network(
+    result: SearchResult,
+    model: ModelFolder,
+    output: Path,
+    record: Path,
+    settings: ExportSettings,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """What was exported and measured, also written to `record`; the network itself is in `output`.
+
+    Raises: UserError for files or data that cannot be used.
+    """
+    if output.suffix != ".onnx":
+        raise UserError(f"expected the name of an .onnx file to write, got {output}")
+    torch.manual_seed(settings.seed)
+    space = result.search_space()
+    images = deployment_images(space, model, data)
+    calibration = calibration_batches(images.train, settings.seed)
+    subnet = extract_subnet(space, result, model, calibration)
+    pixels, labels = images.test.pixels, images.test.classes
+    figures = {"float": 100 * accuracy(subnet, pixels, labels)}
+    network = QuantizedSubnet(copy.deepcopy(subnet))
+    calibrate(network, calibration[:1], weight_method=settings.weight_method, act_method=settings.act_method)
+    if settings.finetune_steps:
+        tuned = copy.deepcopy(network)
+        with progress("fine-tune", settings.finetune_steps) as advance:
+            steps = FinetuneSettings(settings.finetune_steps, seed=settings.seed)
+            finetune(tuned, images.train, steps, subnet, advance)
+        reestimate_batch_norm(tuned, calibration)
+    reestimate_batch_norm(network, calibration)
+    figures["calibrated"] = 100 * accuracy(network, pixels, labels)
+    if settings.finetune_steps:
+        network = tuned
+        figures["finetuned"] = 100 * accuracy(network, pixels, labels)
+    integers = to_integers(network)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_onnx(integers, output)
+    unit = to_unit(pixels).contiguous().numpy()
+    logits = run_onnx(output, unit)
+    figures["onnxruntime"] = 100 * float((logits.argmax(1) == labels.numpy()).mean())
+    few = to_unit(pixels[:PARITY_IMAGES])
+    agreement = parity(integers, output, few.contiguous().numpy(), {"torch": run_integers(integers, few)})
+    checked = audit(output)
+    report = {
+        "schema": SCHEMA,
+        "model": output.name,
+        "space": space.name,
+        "settings": asdict(settings),
+        "images": {"source": images.source, "train": len(images.train), "test": len(images.test)},
+        "predicted_accuracy_percent": 100 * result.predicted_accuracy,
+        "accuracy_percent": figures,
+        "parity": agreement.as_dict(),
+        "file_bytes": checked.size_bytes,
+        "layers": [asdict(layer) for layer in checked.layers],
+        "false_claims": list(checked.false_claims),
+        "torch_float_ms": latency_ms(subnet, few[:1]),
+    }
+    write_json(record, report)
+    return report
+
+
+def extract_subnet(space: SearchSpace, result: SearchResult, model: ModelFolder, calibration: list[Tensor]) -> Subnet:
+    """The searched subnet with its own batch-norm statistics."""
+    network = load_supernet(space, model.supernet)
+    subnet = network.extract(result.arch).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reestimate_batch_norm(subnet, calibration)
+    return subnet
+
+
+@torch.no_grad()
+def latency_ms(network: nn.Module, image: Tensor) -> dict[str, float]:
+    """Median and quartiles of one image through torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(TIMED_RUNS + 5):
+        started = time.perf_counter()
+        network(image)
+        times.append(1e3 * (time.perf_counter() - started))
+    torch.set_num_threads(threads)
+    low, median, high = statistics.quantiles(times[5:], n=4)
+    return {"median": median, "low": low, "high": high}
