@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from apq_deploy.errors import UserError
 from apq_deploy.quantize.histogram import CHUNK, Histogram
 from apq_deploy.quantize.thresholds import (
-    BINS_PER_LEVEL,
     DEAD_CLIP,
     DEAD_MAX,
     METHODS,
@@ -28,6 +27,8 @@ from apq_deploy.quantize.thresholds import (
 )
 
 BITS = range(2, 9)
+
+no_deadline = settings(deadline=None)  # a busy machine may stall any example
 
 
 def kl_by_loop(counts: NDArray[np.int64], levels: int, smallest: int) -> NDArray[np.float64]:
@@ -108,6 +109,7 @@ def test_bins_by_hand() -> None:
 
 
 @given(batches, st.booleans(), st.randoms(use_true_random=False))
+@no_deadline
 def test_streaming_in_any_order_equals_one_shot(values, signed, random) -> None:
     arrays = [np.array(batch, np.float32) if signed else np.abs(np.array(batch, np.float32)) for batch in values]
     whole = histogram_of(np.concatenate(arrays), signed, bins=64)
@@ -120,6 +122,7 @@ def test_streaming_in_any_order_equals_one_shot(values, signed, random) -> None:
 
 
 @given(st.lists(floats, min_size=1, max_size=40))
+@no_deadline
 def test_every_value_lies_in_its_bin(values) -> None:
     magnitudes = np.abs(np.array(values, np.float32)).astype(np.float64)
     histogram = histogram_of(np.array(values, np.float32), signed=True, bins=32)
@@ -197,7 +200,7 @@ def test_kl_is_infinite_where_clipped_values_meet_an_empty_cell() -> None:
 
 
 @given(gappy_counts, st.data())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_kl_equals_the_plain_loop(counts, data) -> None:
     array = np.array(counts, np.int64)
     array[data.draw(st.integers(0, len(array) - 1))] += 1
@@ -261,6 +264,7 @@ def test_squared_error_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.integers(1, 15))
+@no_deadline
 def test_squared_error_equals_a_fine_sum(counts, steps) -> None:
     fine = 2000  # points per bin, at the centres of equal parts: the sum of an even spread up to O(1 / fine)
     points = (np.arange(len(counts) * fine) + 0.5) / fine
@@ -311,6 +315,7 @@ def test_percentile_and_max() -> None:
 
 
 @given(st.lists(floats, min_size=1, max_size=60), st.sampled_from(BITS), st.sampled_from(METHODS), st.booleans())
+@no_deadline
 def test_clip_is_positive_and_at_most_the_maximum(values, bits, method, drop_zeros) -> None:
     array = np.array(values, np.float32)
     largest = float(np.abs(array).max())
@@ -336,8 +341,7 @@ def test_constant_and_dead_tensors(value: float, bits: int, method: ClipMethod) 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_tiny_tensors_use_squared_error_in_place_of_kl(bits: int) -> None:
-    levels = 2 ** (bits - 1)
-    enough = BINS_PER_LEVEL * levels
+    enough = 2 * (2 ** (bits - 1)) ** 2
     few, many = draw("gauss", enough - 1, np.random.default_rng(0)), draw("gauss", enough, np.random.default_rng(0))
     assert applied_method(histogram_of(few, True), bits, "kl") == "mse"
     assert applied_method(histogram_of(many, True), bits, "kl") == "kl"
@@ -354,7 +358,7 @@ def test_tiny_tensors_use_squared_error_in_place_of_kl(bits: int) -> None:
     st.sampled_from(BITS),
     st.integers(-12, 12),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_scale_equivariance(seed, kind, method, bits, exponent) -> None:
     values = draw(kind, 2000, np.random.default_rng(seed))
     factor = 2.0**exponent
@@ -400,7 +404,7 @@ def test_wrong_calls_are_refused() -> None:
         choose_clip(histogram_of(np.float32([1, 2, 3]), True, bins=512), 8, "kl")
 
 
-def test_defaults_name_known_methods() -> None:
-    for bits in BITS:
-        assert default_method("weight", bits) in get_args(ClipMethod)
-        assert default_method("activation", bits) in get_args(ClipMethod)
+def test_default_methods() -> None:
+    assert [default_method("weight", bits) for bits in BITS] == ["kl"] * 3 + ["mse"] * 4
+    assert {default_method("activation", bits) for bits in BITS} == {"mse"}
+    assert set(METHODS) == set(get_args(ClipMethod))

@@ -23,6 +23,8 @@ TensorKind = Literal["weight", "activation"]
 METHODS: tuple[ClipMethod, ...] = ("kl", "mse", "max", "percentile")
 BINS_PER_LEVEL = 4
 """KL: the least number of bins per level, at every candidate. With one bin per level nothing seems to be lost."""
+KL_WEIGHT_BITS = 4
+"""The most bits at which KL is the default for weights."""
 KL_FLOOR = 0.99
 """KL: the share of the values that no candidate clips."""
 PERCENTILE = 99.99
@@ -39,9 +41,15 @@ _ROUNDING = 1e-12
 
 
 def default_method(kind: TensorKind, bits: int) -> ClipMethod:
-    """The method that calibration uses unless told otherwise."""
+    """The method that calibration uses unless told otherwise: "kl" for weights of up to 4 bits, else "mse".
+
+    KL is the paper's choice for weights. Where it loses by measurement the default is squared error: weights of
+    more bits, on which KL cuts heavy tails too hard, and activations, for which the paper names no criterion.
+    Raises: UserError where bits are out of range.
+    Source: docs/calibration.md, section "Which method when".
+    """
     _steps(bits, signed=kind == "weight")
-    return "kl"
+    return "kl" if kind == "weight" and bits <= KL_WEIGHT_BITS else "mse"
 
 
 def choose_clip(
@@ -106,8 +114,9 @@ def weight_clip(weights: NDArray[np.float32], bits: int, method: ClipMethod) -> 
 def applied_method(histogram: Histogram, bits: int, method: ClipMethod) -> ClipMethod:
     """The method that `choose_clip` applies: `method`, but "mse" for "kl" where the tensor is too small for KL.
 
-    With fewer values other than zero than bins (4 per level) most bins are empty or hold one value, and the
-    divergence measures that noise. Squared error needs no density and works on any number of values.
+    Too small: fewer than 2 * levels**2 values other than zero. Cutting one of n values costs up to about v^2 / n a
+    value, rounding v^2 / (12 steps^2): below that number a single cut value, which KL hardly notices, can outweigh
+    the rounding of all others. Squared error weighs both rightly on any number of values.
     Raises: UserError where bits or method are out of range, or the histogram has under 8 bins per level for "kl" (the
         range, a power of two, may be nearly twice the maximum).
     """
@@ -117,7 +126,7 @@ def applied_method(histogram: Histogram, bits: int, method: ClipMethod) -> ClipM
     needed = 2 * BINS_PER_LEVEL * levels
     if method == "kl" and histogram.bins < needed:
         raise UserError(f"expected at least {needed} bins for KL at {bits} bits, got {histogram.bins}; use 2048")
-    too_small = histogram.count - histogram.zero_count < BINS_PER_LEVEL * levels
+    too_small = histogram.count - histogram.zero_count < 2 * levels**2
     return "mse" if method == "kl" and too_small else method
 
 
