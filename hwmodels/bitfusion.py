@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -169,9 +168,7 @@ class BitFusion:
                 latency_ms=all_cycles[position] * count / self.frequency_hz * 1e3,
                 energy_mj=energies[position] * count / _PICOJOULES_PER_MILLIJOULE,
                 cycles=all_cycles[position] * count,
-                counters=MappingProxyType(
-                    dict(zip(COUNTERS, [value * count for value in counted[position]], strict=True))
-                ),
+                counters=dict(zip(COUNTERS, [value * count for value in counted[position]], strict=True)),
                 mapping=LoopNest(*tile_sizes[position], loops=loops[position], convolutions=count),
             )
         return [made[place] for place in places]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, get_args
 
 Source = Literal["modelled", "measured", "interpolated"]
@@ -39,7 +38,7 @@ class Cost:
     latency_ms: float
     energy_mj: float | None = None
     cycles: int | None = None
-    counters: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    counters: Mapping[str, int] = field(default_factory=dict, hash=False)
     source: Source = "modelled"
     mapping: LoopNest | None = None
     spread_ms: float | None = None

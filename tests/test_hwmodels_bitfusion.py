@@ -168,7 +168,7 @@ def test_a_layer_worked_by_hand() -> None:
     cost = BITFUSION.layer_cost(ConvLayer(16, 32, 2, 1), Precision(8, 8))
     assert cost.cycles == 72
     assert cost.latency_ms == pytest.approx(72 / 500e6 * 1e3, rel=1e-15)
-    assert dict(cost.counters) == {
+    assert cost.counters == {
         "compute_cycles": 4,
         "stall_cycles": 68,
         # Weight stationary: each weight is read once; with one channel pass the outputs cost the same either way.
@@ -209,7 +209,7 @@ def test_depthwise_is_costed_as_dense_groups(bits: tuple[int, int], group: int) 
     count = -(-100 // group)
     assert depthwise.cycles == (dense.cycles or 0) * count
     assert depthwise.energy_mj == pytest.approx((dense.energy_mj or 0.0) * count, rel=1e-12)
-    assert dict(depthwise.counters) == {name: value * count for name, value in dense.counters.items()}
+    assert depthwise.counters == {name: value * count for name, value in dense.counters.items()}
     assert depthwise.mapping is not None
     assert depthwise.mapping.convolutions == count
 
@@ -219,7 +219,7 @@ def test_grouped_is_costed_as_that_many_dense(hardware: BitFusion) -> None:
     grouped = hardware.layer_cost(ConvLayer(60, 36, 9, 3, groups=3), Precision(4, 8), batch=2)
     dense = hardware.layer_cost(ConvLayer(20, 12, 9, 3), Precision(4, 8), batch=2)
     assert grouped.cycles == 3 * (dense.cycles or 0)
-    assert dict(grouped.counters) == {name: 3 * value for name, value in dense.counters.items()}
+    assert grouped.counters == {name: 3 * value for name, value in dense.counters.items()}
 
 
 LAYERS = st.builds(
