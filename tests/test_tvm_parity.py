@@ -1,0 +1,52 @@
+"""Compiled codes against onnxruntime's and the reference's: every tensor of networks at all bit widths."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters import compile_tvm, write_onnx
+from exporters.parity import parity
+from exporters.tvm.targets import TARGETS
+from networks import BITS, random_image, random_network
+
+RUNNABLE = [name for name, target in TARGETS.items() if target.runs_here]
+
+
+def check(path: Path, seed: int, weight_bits: tuple[int, ...], act_bits: tuple[int, ...], targets: list[str]) -> None:
+    """Every tensor of 4 images, by each target, against the reference and onnxruntime's optimised graph."""
+    rng = np.random.default_rng(seed)
+    net = random_network(rng, weight_bits, act_bits, size=int(rng.integers(9, 20)))
+    images = random_image(net, 4, rng)
+    write_onnx(net, path)
+    models = {target: compile_tvm(net, target) for target in targets}
+    report = parity(net, path, images, {name: model.tensors(images) for name, model in models.items()})
+    assert report.is_equal, str(report)
+    logits = {name: model(images) for name, model in models.items()}
+    expected = (models[targets[0]].tensors(images)[net.output.name].astype(np.float32) - net.output.zero_point) * (
+        np.float32(net.output.scale)
+    )
+    for found in logits.values():
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("weight_bits", "act_bits"), list(product(BITS, BITS)))
+def test_every_bit_pair_equals_onnxruntime(tmp_path: Path, weight_bits: int, act_bits: int) -> None:
+    seed = 10 * weight_bits + act_bits
+    check(tmp_path / "model.onnx", seed, (weight_bits,), (act_bits,), ["host"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mixed_bits_on_every_target_equal_onnxruntime(tmp_path: Path, seed: int) -> None:
+    check(tmp_path / "model.onnx", seed, BITS, BITS, RUNNABLE)
+
+
+def test_two_threads_give_the_codes_of_one() -> None:
+    rng = np.random.default_rng(2)
+    net = random_network(rng, size=16)
+    images = random_image(net, 2, rng)
+    report = parity(net, None, images, {"two threads": compile_tvm(net, threads=2).tensors(images)})
+    assert report.is_equal, str(report)
