@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodels import BitFusion, ConvLayer, HardwareError, Precision, load_hardware
@@ -238,6 +238,7 @@ PRECISIONS = st.builds(Precision, st.integers(1, 8), st.integers(1, 8))
 PRESETS = st.sampled_from([BITFUSION, ISCA18])
 
 
+@settings(max_examples=60, deadline=None)
 @given(PRESETS, LAYERS, PRECISIONS, st.integers(1, 5))
 def test_doubling_the_bandwidth_never_costs_cycles(
     hardware: BitFusion, layer: ConvLayer, precision: Precision, batch: int
@@ -247,6 +248,7 @@ def test_doubling_the_bandwidth_never_costs_cycles(
     assert (fast.layer_cost(layer, precision, batch).cycles or 0) <= (slow or 0)
 
 
+@settings(max_examples=60, deadline=None)
 @given(PRESETS, LAYERS, PRECISIONS, st.sampled_from(["wbuf_bytes", "ibuf_bytes", "obuf_bytes"]))
 def test_a_larger_buffer_never_costs_cycles_without_a_bandwidth_limit(
     hardware: BitFusion, layer: ConvLayer, precision: Precision, buffer: str
@@ -258,6 +260,7 @@ def test_a_larger_buffer_never_costs_cycles_without_a_bandwidth_limit(
     assert (after or 0) <= (before or 0)
 
 
+@settings(max_examples=60, deadline=None)
 @given(LAYERS, PRECISIONS, PRECISIONS)
 def test_fewer_bits_never_move_more_under_one_mapping(layer: ConvLayer, first: Precision, second: Precision) -> None:
     """Where tiles are not padded to the array. The padded rules of the presets do break it: see docs/hardware.md."""
@@ -288,6 +291,7 @@ def test_fewer_bits_never_move_more_under_one_mapping(layer: ConvLayer, first: P
     assert (totals[0] <= totals[1]).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(PRESETS, LAYERS, PRECISIONS, st.integers(1, 4))
 def test_counters_agree_with_each_other(
     hardware: BitFusion, layer: ConvLayer, precision: Precision, batch: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodels import (
@@ -170,6 +170,7 @@ def test_unknown_names_get_the_nearest_one(tmp_path: Path) -> None:
         load_hardware(binary)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.builds(
         lambda rows, hz, share, pj: replace(

@@ -172,7 +172,7 @@ def assert_best(hw: BitFusion, layer: ConvLayer, precision: Precision, batch: in
     assert moved in close
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(HARDWARE, LAYERS, PRECISIONS, st.sampled_from([1, 1, 3]))
 def test_equals_a_plain_loop_over_tilings_and_orders(
     hw: BitFusion, layer: ConvLayer, precision: Precision, batch: int
@@ -194,6 +194,7 @@ def test_equals_a_plain_loop_at_real_sizes(name: str, layer: ConvLayer, precisio
     assert_best(preset(name), layer, precision, batch)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([1, 3, 32]))
 def test_doublings_count_what_the_loop_lists(full: int, first: int) -> None:
     assert doublings(np.array([float(full)]), np.array([float(first)])).tolist() == [len(sizes(min(first, full), full))]
