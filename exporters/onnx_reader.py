@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -65,10 +65,10 @@ class _Result:
     high: float = np.inf
     clips: int = 0
     keeps: QTensor | None = None  # the input whose scale and zero point the result must keep
-    view: bool = False  # only another shape of `keeps`
     source: str | None = None  # the codes that a clip reads
-
+    is_float: bool = False  # computed in float whatever follows
     used: bool = False
+    position: int = 0  # of the node among the graph's nodes
 
 
 @dataclass
@@ -93,12 +93,19 @@ class _Real:
 
 
 @dataclass(frozen=True)
+class _View:
+    """A dequantized tensor in another shape, on its way to being quantized again."""
+
+    tensor: QTensor
+
+
+@dataclass(frozen=True)
 class _Image:
     name: str
     shape: tuple[int, int, int]
 
 
-_Value = Constant | Weights | _Result | _Codes | _Real | _Image
+_Value = Constant | Weights | _Result | _Codes | _Real | _View | _Image
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class _Reader:
         self.graph = graph
         self.claims = claims
         self.values: dict[str, _Value] = {}
-        self.layers: list[QLayer] = []
+        self.layers: list[tuple[int, QLayer]] = []
         self.input: QTensor | None = None
         self.tensor_values: dict[str, str] = {}
 
@@ -141,8 +148,8 @@ class _Reader:
             raise UnsupportedGraph(f"supported: one image in and one result out; got {len(inputs)} and {len(outputs)}")
         image = _Image(inputs[0].name, image_shape(inputs[0]))
         self.values[image.name] = image
-        for node in self.graph.nodes:
-            self._node(node)
+        for position, node in enumerate(self.graph.nodes):
+            self._node(node, position)
         result = self.values.get(outputs[0])
         if not isinstance(result, _Real):
             raise UnsupportedGraph(
@@ -150,13 +157,15 @@ class _Reader:
             )
         if self.input is None or not self.layers:
             raise UnsupportedGraph("no layer reads the image")
-        if result.tensor != self.layers[-1].output:
+        # in the order of the nodes that compute, not of those that quantize
+        layers = tuple(layer for _, layer in sorted(self.layers, key=lambda entry: entry[0]))
+        if result.tensor != layers[-1].output:
             raise UnsupportedGraph(f"output {outputs[0]!r} should be the last layer's result")
         metadata = self.claims.metadata if self.claims else {}
-        net = QuantizedNetwork(self.graph.model.graph.name, self.input, tuple(self.layers), metadata)
+        net = QuantizedNetwork(self.graph.model.graph.name, self.input, layers, metadata)
         return NetworkFile(net, self.tensor_values)
 
-    def _node(self, node: onnx.NodeProto) -> None:
+    def _node(self, node: onnx.NodeProto, position: int) -> None:
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedGraph(f"{label(node)} of domain {node.domain!r} is not supported; supported: {SUPPORTED}")
         if len(node.output) != 1 or not node.output[0]:
@@ -188,7 +197,10 @@ class _Reader:
             raise UnsupportedGraph(f"{label(node)} is not supported; supported: {SUPPORTED}")
         if not inputs:
             raise UnsupportedGraph(f"{label(node)} reads nothing")
-        self.values[node.output[0]] = handlers[node.op_type](node, inputs)
+        value = handlers[node.op_type](node, inputs)
+        if isinstance(value, _Result):
+            value.position = position
+        self.values[node.output[0]] = value
 
     def _value(self, node: onnx.NodeProto, name: str) -> _Value | None:
         if not name:
@@ -208,6 +220,10 @@ class _Reader:
         match inputs[0]:
             case _Image(shape=shape):
                 return _Codes(value, shape, scale, zero_point, dtype, low, high, None)
+            case _View(tensor=tensor):
+                if (scale, zero_point, dtype) != (tensor.scale, tensor.zero_point, tensor.dtype):
+                    raise UnsupportedGraph(f"{label(node)} should keep the scale and zero point of {tensor.name}")
+                return _Codes(value, tensor.shape, scale, zero_point, dtype, low, high, None, tensor)
             case _Result() as result:
                 self._take(node, result)
                 if result.dtype != dtype:
@@ -228,8 +244,6 @@ class _Reader:
                         f"{label(node)}: a float clip to [{result.low:g}, {result.high:g}] before it cuts into its "
                         f"codes, which leaves layer {result.name!r} in float; clip the codes after QuantizeLinear"
                     )
-                if result.view:
-                    return _Codes(value, result.shape, scale, zero_point, dtype, low, high, None, result.keeps)
                 return _Codes(value, result.shape, scale, zero_point, dtype, low, high, result)
         raise UnsupportedGraph(f"{label(node)} should read the image or a layer's float result")
 
@@ -264,7 +278,7 @@ class _Reader:
                 raise UnsupportedGraph(f"{label(node)} quantizes the image a second time; quantize it once")
             self.input = tensor
         else:
-            self.layers.append(layer.make(tensor))
+            self.layers.append((layer.position, layer.make(tensor)))
         codes.tensor = tensor
         self.tensor_values[name] = codes.value
         return tensor
@@ -317,9 +331,7 @@ class _Reader:
                 lo, hi = int(max(low, codes.lo)), int(min(high, codes.hi))
                 if lo > hi:
                     raise UnsupportedGraph(f"{label(node)} leaves no codes between {lo} and {hi}")
-                return _Codes(
-                    node.output[0], codes.shape, codes.scale, codes.zero_point, codes.dtype, lo, hi, codes.layer
-                )
+                return replace(codes, value=node.output[0], lo=lo, hi=hi, replaced=False)
             case _Result() as result:
                 self._take(node, result)
                 if result.clips or result.keeps:
@@ -369,7 +381,11 @@ class _Reader:
         if not is_global:
             raise UnsupportedGraph(f"{label(node)} should average over the whole height and width")
         return _Result(
-            name, source.shape[:1], source.dtype, lambda tensor: QPool(name, source.name, tensor, method="float")
+            name,
+            source.shape[:1],
+            source.dtype,
+            lambda tensor: QPool(name, source.name, tensor, method="float"),
+            is_float=node.op_type == "ReduceMean",
         )
 
     def _view(self, node: onnx.NodeProto, inputs: list[_Value | None]) -> _Value:
@@ -377,25 +393,15 @@ class _Reader:
             case _Codes(shape=(_,)) as codes:
                 if codes.tensor is None:
                     self._replace(node, codes)
-                return _Codes(
-                    node.output[0],
-                    codes.shape,
-                    codes.scale,
-                    codes.zero_point,
-                    codes.dtype,
-                    codes.lo,
-                    codes.hi,
-                    codes.layer,
-                    codes.tensor,
-                )
+                return replace(codes, value=node.output[0], replaced=False)
             case _Real(tensor=tensor) if len(tensor.shape) == 1:
-                return _Result(
-                    tensor.name, tensor.shape, tensor.dtype, lambda _: self.layers[-1], keeps=tensor, view=True
-                )
-            case _Result(shape=(_,)) as result if not result.clips:
+                return _View(tensor)
+            case _Result(is_float=True, used=False) as result:
                 self._take(node, result)
-                return _Result(result.name, result.shape, result.dtype, result.make, keeps=result.keeps)
-        raise UnsupportedGraph(f"{label(node)} is supported only after the pooling, on (N, channels, 1, 1)")
+                return replace(result, used=False)
+        raise UnsupportedGraph(
+            f"{label(node)} is supported only on the pooling's result, (N, channels, 1, 1), once that is quantized"
+        )
 
     # Guards
 

@@ -55,7 +55,7 @@ class StoredConstant:
         low, high = int(self.array.min()), int(self.array.max())
         if self.zero_point or self.array.dtype.kind == "u":
             return max(1, (high - low).bit_length())
-        return max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
+        return max(max(high, 0).bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
 def stored_constant(graph: Graph, value: str) -> StoredConstant | None:
