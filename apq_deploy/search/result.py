@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
+from apq_deploy.files import read_json, write_json
 from apq_deploy.search.budget import Budget
 from apq_deploy.search.costs import Metric, Scope
 from apq_deploy.search.history import History
 from apq_deploy.space import Genes, SearchSpace
 
-SCHEMA = 1
+SCHEMA = "apq-deploy/search/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class SearchResult:
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             came = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise UserError(f"expected a search result of schema {SCHEMA}, got {came!r}; search again")
+            raise UserError(f"expected a search result of schema {SCHEMA!r}, got {came!r}; search again")
         try:
             return cls(
                 space=str(data["space"]),
@@ -121,7 +121,7 @@ class SearchResult:
 
     def save(self, path: str | Path) -> None:
         """Writes the result as JSON, under a temporary name first."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> SearchResult:
@@ -129,27 +129,10 @@ class SearchResult:
 
         Raises: UserError if the file cannot be read or is not a search result.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the search result {path}: {error.strerror}; search first") from None
-        except ValueError as error:
-            raise UserError(f"{path}: expected a search result in JSON, got something else ({error})") from None
-        return cls.from_json(data)
+        return cls.from_json(read_json(Path(path), SCHEMA))
 
 
 def space_definition(space: SearchSpace) -> dict[str, Any]:
     """A space as its TOML file would say it; `SearchSpace.from_dict` reads it back."""
     known = {name: value for name, value in asdict(space).items() if value is not None}
     return json.loads(json.dumps({"schema": 1, **known}))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name in the same folder and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

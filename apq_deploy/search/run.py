@@ -14,16 +14,17 @@ from apq_deploy.search.budget import Budget
 from apq_deploy.search.choices import Choices
 from apq_deploy.search.costs import Metric, Scope, SpaceCosts
 from apq_deploy.search.evolution import evolve
+from apq_deploy.search.islands import evolve_on_islands
 from apq_deploy.search.menu import Menu
 from apq_deploy.search.result import SearchResult, space_definition
 from apq_deploy.search.watch import Evolution, Outcome, Progress
 from apq_deploy.space import Genes
 
-Algorithm: TypeAlias = Literal["apq"]
+Algorithm: TypeAlias = Literal["apq", "islands"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 _Search = Callable[[Menu, Budget, Evaluator, Evolution, np.random.Generator, Progress | None], Outcome]
-_SEARCHES: Mapping[Algorithm, _Search] = {"apq": evolve}
+_SEARCHES: Mapping[Algorithm, _Search] = {"apq": evolve, "islands": evolve_on_islands}
 
 
 def search(

@@ -68,11 +68,23 @@ class Outcome:
 
 
 class Watch:
-    """Takes down every generation and says when to stop: `reason` is None until then."""
+    """Takes down every generation and says when to stop: `reason` is None until then.
 
-    def __init__(self, menu: Menu, evaluate: Evaluator, settings: Evolution, progress: Progress | None = None) -> None:
+    A search whose generations are not the paper's passes `by_generations=False`: then only evaluations are counted.
+    """
+
+    def __init__(
+        self,
+        menu: Menu,
+        evaluate: Evaluator,
+        settings: Evolution,
+        progress: Progress | None = None,
+        *,
+        by_generations: bool = True,
+    ) -> None:
         self.reason: str | None = None
         self._evaluate, self._settings, self._progress = evaluate, settings, progress
+        self._by_generations = by_generations
         self._recorder = Recorder(menu.choices)
         self._generation = -1
         self._best, self._best_generation = -np.inf, 0
@@ -89,7 +101,7 @@ class Watch:
         self._barren = 0 if self._evaluate.evaluations > self._evaluations else self._barren + 1
         self._evaluations = self._evaluate.evaluations
         patience = self._settings.patience
-        if self._generation >= self._settings.generations:
+        if self._by_generations and self._generation >= self._settings.generations:
             self.reason = f"all {self._settings.generations} generations done"
         elif self._evaluations >= self._settings.evaluations:
             self.reason = f"all {self._settings.evaluations} evaluations done"
@@ -98,7 +110,16 @@ class Watch:
         elif patience is not None and self._generation - self._best_generation >= patience:
             self.reason = f"no better network in {patience} generations"
 
+    @property
+    def best(self) -> float:
+        """The best predicted accuracy so far."""
+        return self._best
+
+    def end(self, reason: str) -> None:
+        """Notes why the search is over, unless there is a reason already."""
+        self.reason = self.reason or reason
+
     def outcome(self, genes: Genes, scores: NDArray[np.float64]) -> Outcome:
         """The end of a search with these networks left."""
         order = np.argsort(-scores, kind="stable")
-        return Outcome(genes[order], scores[order], self._recorder.history(), self.reason or "ended")
+        return Outcome(genes[order], scores[order], self._recorder.history(), self.reason or "stopped")
