@@ -21,12 +21,15 @@ if TYPE_CHECKING:
         QTensor,
         QuantizedNetwork,
     )
-    from exporters.reference import run_reference
+    from exporters.reference import reference_logits, run_reference
+    from exporters.runtime import run_onnx, tensors_onnx
     from exporters.tvm import CompiledModel, compile_tvm
+    from exporters.workload import float_layers, network_layers
 
+# `audit` and `parity` are not among them: they bear the names of their modules, `exporters.audit` and so on
 _HOME = {
+    "CompiledModel": "exporters.tvm",
     "ExportError": "exporters.errors",
-    "UnsupportedGraph": "exporters.errors",
     "QAdd": "exporters.qnet",
     "QAddConstant": "exporters.qnet",
     "QClip": "exporters.qnet",
@@ -37,11 +40,16 @@ _HOME = {
     "QPool": "exporters.qnet",
     "QTensor": "exporters.qnet",
     "QuantizedNetwork": "exporters.qnet",
-    "read_onnx": "exporters.onnx_reader",
-    "write_onnx": "exporters.onnx_writer",
-    "run_reference": "exporters.reference",
+    "UnsupportedGraph": "exporters.errors",
     "compile_tvm": "exporters.tvm",
-    "CompiledModel": "exporters.tvm",
+    "float_layers": "exporters.workload",
+    "network_layers": "exporters.workload",
+    "read_onnx": "exporters.onnx_reader",
+    "reference_logits": "exporters.reference",
+    "run_onnx": "exporters.runtime",
+    "run_reference": "exporters.reference",
+    "tensors_onnx": "exporters.runtime",
+    "write_onnx": "exporters.onnx_writer",
 }
 __all__ = [
     "CompiledModel",
@@ -58,8 +66,13 @@ __all__ = [
     "QuantizedNetwork",
     "UnsupportedGraph",
     "compile_tvm",
+    "float_layers",
+    "network_layers",
     "read_onnx",
+    "reference_logits",
+    "run_onnx",
     "run_reference",
+    "tensors_onnx",
     "write_onnx",
 ]
 
