@@ -66,10 +66,12 @@ class FloatGraph:
             "Conv",
             name,
             [value.name, self._constant(f"{name}.weight", weight), self._constant(f"{name}.bias", bias)],
-            kernel_shape=[kernel_size, kernel_size],
-            strides=[stride, stride],
-            pads=[top, left, bottom, right],
-            group=groups,
+            {
+                "kernel_shape": [kernel_size, kernel_size],
+                "strides": [stride, stride],
+                "pads": [top, left, bottom, right],
+                "group": groups,
+            },
         )
         out_height = (height + top + bottom - kernel_size) // stride + 1
         out_width = (width + left + right - kernel_size) // stride + 1
@@ -95,9 +97,7 @@ class FloatGraph:
             "MaxPool",
             name,
             [value.name],
-            kernel_shape=[kernel_size, kernel_size],
-            strides=[stride, stride],
-            pads=[padding] * 4,
+            {"kernel_shape": [kernel_size] * 2, "strides": [stride] * 2, "pads": [padding] * 4},
         )
         sizes = [(size + 2 * padding - kernel_size) // stride + 1 for size in (height, width)]
         return Value(name, (channels, *sizes), 2 * value.mean_square)
@@ -105,7 +105,7 @@ class FloatGraph:
     def global_average_pool(self, name: str, value: Value) -> Value:
         """Mean over height and width, then flattened to (channels,)."""
         self._node("GlobalAveragePool", f"{name}.mean", [value.name])
-        self._node("Flatten", name, [f"{name}.mean"], axis=1)
+        self._node("Flatten", name, [f"{name}.mean"], {"axis": 1})
         return Value(name, value.shape[:1], value.mean_square / 2)
 
     def linear(self, name: str, value: Value, out_features: int, deviation: float = 3.0) -> Value:
@@ -114,7 +114,7 @@ class FloatGraph:
         weight = self.rng.normal(0, spread, (out_features, value.shape[0]))
         bias = self.rng.normal(0, 0.25 * deviation, out_features)
         inputs = [value.name, self._constant(f"{name}.weight", weight), self._constant(f"{name}.bias", bias)]
-        self._node("Gemm", name, inputs, transB=1)
+        self._node("Gemm", name, inputs, {"transB": 1})
         return Value(name, (out_features,), 17 / 16 * deviation**2)
 
     def save(self, path: str | os.PathLike[str], output: Value, name: str) -> None:
@@ -134,5 +134,7 @@ class FloatGraph:
         self.initializers.append(numpy_helper.from_array(array.astype(np.float32), name))
         return name
 
-    def _node(self, kind: str, name: str, inputs: list[str], **attributes: object) -> None:
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+    def _node(
+        self, kind: str, name: str, inputs: list[str], attributes: dict[str, int | list[int]] | None = None
+    ) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **(attributes or {})))

@@ -40,6 +40,7 @@ from exporters.qnet import (
 OPSET, IR_VERSION = 21, 10
 PACKED_OPSET, PACKED_IR_VERSION = 25, 13  # the first with two-bit tensors
 LOGITS = "logits"
+Attributes = dict[str, int | list[int]]
 STORAGE = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
 
@@ -91,22 +92,27 @@ class _Graph:
     def layer(self, layer: QLayer) -> None:
         real = [self._real(name) for name in layer.inputs]
         result = f"{layer.output.name}.float"
+        attributes: Attributes
         match layer:
             case QConv() | QDepthwise():
                 kernel_shape = list(layer.weight.shape[2:])
                 attributes = {"kernel_shape": kernel_shape, "strides": [layer.stride] * 2, "pads": list(layer.padding)}
                 if isinstance(layer, QDepthwise):
                     attributes["group"] = layer.weight.shape[0]
-                self._node("Conv", layer.name, [*real, *self._weights(layer)], result, layer=layer, **attributes)
+                self._node(
+                    "Conv", layer.name, [*real, *self._weights(layer)], result, layer=layer, attributes=attributes
+                )
             case QLinear():
-                self._node("Gemm", layer.name, [*real, *self._weights(layer)], result, layer=layer, transB=1)
+                self._node(
+                    "Gemm", layer.name, [*real, *self._weights(layer)], result, layer=layer, attributes={"transB": 1}
+                )
             case QAdd():
                 self._node("Add", layer.name, real, result, layer=layer)
             case QPool(method="integer"):
                 self._node("GlobalAveragePool", layer.name, real, result, layer=layer)
             case QPool():
-                kernel_shape = list(self.net.tensors[layer.input].shape[1:])
-                self._node("AveragePool", layer.name, real, result, layer=layer, kernel_shape=kernel_shape)
+                attributes = {"kernel_shape": list(self.net.tensors[layer.input].shape[1:])}
+                self._node("AveragePool", layer.name, real, result, layer=layer, attributes=attributes)
             case QClip():
                 bounds = [
                     self._constant(f"{layer.name}.{name}", np.array(value, np.float32))
@@ -130,7 +136,7 @@ class _Graph:
                     "strides": [layer.stride] * 2,
                     "pads": list(layer.padding),
                 }
-                self._node("MaxPool", layer.name, real, result, layer=layer, **attributes)
+                self._node("MaxPool", layer.name, real, result, layer=layer, attributes=attributes)
         self.quantize(layer.output, result, flatten=isinstance(layer, QPool))
 
     def quantize(self, tensor: QTensor, source: str, *, flatten: bool = False) -> None:
@@ -153,7 +159,7 @@ class _Graph:
                     high = self._constant(f"{name}.hi", np.array(tensor.hi, tensor.dtype))
                     self._node(step, f"{name}.clip", [source, low, high], result)
                 case "Flatten":
-                    self._node(step, f"{name}.flatten", [source], result, axis=1)
+                    self._node(step, f"{name}.flatten", [source], result, attributes={"axis": 1})
             source = result
         self._node("DequantizeLinear", f"{name}.dequantize", [source, scale, zero_point], self._real(name))
 
@@ -170,15 +176,15 @@ class _Graph:
         if layer.weight_zero_point or isinstance(layer, QLinear):
             points = np.full(len(layer.weight_scale), layer.weight_zero_point, np.int8)
             zero_points.append(self._constant(f"{name}.weight.zero_point", points))
-        self._node(
-            "DequantizeLinear", f"{name}.weight.dequantize", [source, scale, *zero_points], f"{name}.weight", axis=0
-        )
+        inputs = [source, scale, *zero_points]
+        axis: Attributes = {"axis": 0}
+        self._node("DequantizeLinear", f"{name}.weight.dequantize", inputs, f"{name}.weight", attributes=axis)
         bias_scale = np.float32(self.net.tensors[layer.input].scale) * layer.weight_scale
         inputs = [
             self._constant(f"{name}.bias.codes", layer.bias),
             self._constant(f"{name}.bias.scale", bias_scale),
         ]
-        self._node("DequantizeLinear", f"{name}.bias.dequantize", inputs, f"{name}.bias", axis=0)
+        self._node("DequantizeLinear", f"{name}.bias.dequantize", inputs, f"{name}.bias", attributes=axis)
         return f"{name}.weight", f"{name}.bias"
 
     def _stored_weight(self, layer: QWeighted) -> str:
@@ -186,14 +192,14 @@ class _Graph:
         name, codes = f"{layer.name}.weight.codes", layer.weight
         if layer.weight_bits <= 4:
             packed = self._constant(f"{name}.int4", codes.astype(int4))
-            self._node("Cast", name, [packed], name, to=TensorProto.INT8)
+            self._node("Cast", name, [packed], name, attributes={"to": TensorProto.INT8})
             return name
         if layer.weight_bits <= 6 and self.pack_6bit:
             # codes = 4 * high + low with high in [-8, 7] and low in [0, 3]
             parts = {"high": (codes >> 2).astype(int4), "low": (codes & 3).astype(uint2)}
             for part, array in parts.items():
                 packed = self._constant(f"{name}.{part}.packed", array)
-                self._node("Cast", f"{name}.{part}", [packed], f"{name}.{part}", to=TensorProto.INT8)
+                self._node("Cast", f"{name}.{part}", [packed], f"{name}.{part}", attributes={"to": TensorProto.INT8})
             four = self._constant(f"{name}.four", np.array(4, np.int8))
             self._node("Mul", f"{name}.shift", [f"{name}.high", four], f"{name}.shifted")
             self._node("Add", name, [f"{name}.shifted", f"{name}.low"], name)
@@ -219,10 +225,10 @@ class _Graph:
         output: str,
         *,
         layer: QLayer | None = None,
-        **attributes: int | list[int],
+        attributes: Attributes | None = None,
     ) -> None:
         self._claim(output)
-        node = helper.make_node(kind, inputs, [output], name=name, **attributes)
+        node = helper.make_node(kind, inputs, [output], name=name, **(attributes or {}))
         if layer is not None:
             helper.set_metadata_props(node, node_metadata(self.net, layer))
         self.nodes.append(node)
