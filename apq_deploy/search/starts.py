@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,8 @@ from apq_deploy.space import Genes
 SWEEPS = 4
 HALVINGS = 14
 ROUNDS = 12
+# Mean costs between the least and that of random sampling at which a spread population is drawn.
+LEVELS = 10
 
 
 class Seen:
@@ -105,6 +109,30 @@ def feasible_starts(menu: Menu, budget: Budget, n: int, rng: np.random.Generator
         if len(found) == n:
             return found
     return np.concatenate([found, seen.fresh(reachable[None])])
+
+
+def spread_starts(menu: Menu, budget: Budget, metrics: Sequence[str], n: int, rng: np.random.Generator) -> Genes:
+    """Distinct networks within the budget, (at most n, n_genes), spread over the whole range of some metrics.
+
+    The cheapest and the dearest network in every metric where the budget allows them, then networks drawn at mean costs
+    from the least to that of random sampling, then `feasible_starts`.
+
+    Raises: UnreachableBudget if no network meets the budget.
+    """
+    costs, bounds = menu.costs, budget.bounds(menu.costs)
+    plain = feasible_starts(menu, budget, n, rng)
+    random_mean = menu.tilt(np.zeros(len(bounds))).mean
+    pieces = [np.stack([extreme(name) for name in metrics for extreme in (menu.minimum, menu.maximum)])]
+    for name in metrics:
+        column = costs.column(name)
+        least = costs.of(menu.minimum(name))[costs.metrics[column]]
+        for level in np.linspace(0.0, 1.0, LEVELS + 1)[1:]:
+            limits = np.full(len(bounds), np.inf)
+            limits[column] = least + level**2 * (min(float(random_mean[column]), float(bounds[column])) - least)
+            tilt = menu.tilt(balancing_weights(menu, limits))
+            pieces.append(menu.draw(tilt, max(1, n // (LEVELS * len(metrics))), rng))
+    drawn = np.concatenate(pieces)
+    return Seen(costs).fresh(np.concatenate([drawn[costs.fits(drawn, bounds)], plain]), n)
 
 
 def _varied(menu: Menu, found: Genes, drawn: Genes, rng: np.random.Generator) -> Genes:

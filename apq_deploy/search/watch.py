@@ -68,7 +68,7 @@ class Outcome:
 
 
 class Watch:
-    """Takes down every generation and says when to stop: `reason` is None until then.
+    """Takes down every generation and says when to stop: `reason` is None until then; `generation` counts from 0.
 
     A search whose generations are not the paper's passes `by_generations=False`: then only evaluations are counted.
     """
@@ -86,28 +86,28 @@ class Watch:
         self._evaluate, self._settings, self._progress = evaluate, settings, progress
         self._by_generations = by_generations
         self._recorder = Recorder(menu.choices)
-        self._generation = -1
+        self.generation = -1
         self._best, self._best_generation = -np.inf, 0
         self._barren, self._evaluations = 0, 0
 
     def note(self, genes: Genes, scores: NDArray[np.float64]) -> None:
         """Takes down a generation, all of it within the budget: genomes (n, n_genes) and scores (n,)."""
-        self._generation += 1
+        self.generation += 1
         self._recorder.add(genes, scores, self._evaluate.evaluations)
         if float(scores.max()) > self._best:
-            self._best, self._best_generation = float(scores.max()), self._generation
+            self._best, self._best_generation = float(scores.max()), self.generation
         if self._progress is not None:
-            self._progress(self._generation, self._best)
+            self._progress(self.generation, self._best)
         self._barren = 0 if self._evaluate.evaluations > self._evaluations else self._barren + 1
         self._evaluations = self._evaluate.evaluations
         patience = self._settings.patience
-        if self._by_generations and self._generation >= self._settings.generations:
+        if self._by_generations and self.generation >= self._settings.generations:
             self.reason = f"all {self._settings.generations} generations done"
         elif self._evaluations >= self._settings.evaluations:
             self.reason = f"all {self._settings.evaluations} evaluations done"
         elif self._barren == BARREN_GENERATIONS:
             self.reason = f"no new network within the budget in {self._barren} generations"
-        elif patience is not None and self._generation - self._best_generation >= patience:
+        elif patience is not None and self.generation - self._best_generation >= patience:
             self.reason = f"no better network in {patience} generations"
 
     @property
