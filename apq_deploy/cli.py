@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from apq_deploy import __version__
-from apq_deploy.commands import hardware, learning, searching
+from apq_deploy.commands import exporting, hardware, learning, searching
 from apq_deploy.errors import BudgetError, UserError
 
 app = typer.Typer(name="apq-deploy", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -30,17 +31,24 @@ def root(
 
 for command in (
     searching.search,
+    exporting.export,
+    exporting.audit,
+    exporting.report,
+    exporting.profile,
     learning.train,
     learning.collect,
     learning.fit,
 ):
     app.command()(command)
+app.command("compile")(exporting.compile_library)
 app.add_typer(hardware.hardware_app, name="hardware")
 app.add_typer(hardware.lut_app, name="lut")
 
 
 def main() -> None:
     """Run the command line; every user's mistake is one line on stderr."""
+    # Threads of torch that wait for each other should not take the processor from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = app(standalone_mode=False) or 0
     except typer.Abort:

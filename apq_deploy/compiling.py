@@ -14,11 +14,12 @@ from apq_deploy.files import write_json
 from apq_deploy.model import Samples, find_model
 from apq_deploy.space import SearchSpace
 from exporters.onnx_reader import read_onnx
+from exporters.parity import parity
 from exporters.qnet import QuantizedNetwork
-from exporters.reference import run_reference
 from exporters.runtime import run_onnx
 from exporters.tvm import CompiledModel, compile_tvm
-from exporters.tvm.timing import time_models
+from exporters.tvm.targets import resolve_target
+from exporters.tvm.timing import time_compiled
 
 SCHEMA = "apq-deploy/compile/1"
 REFERENCE_IMAGES = 16
@@ -33,7 +34,6 @@ def compile_model(
     pack_weights: bool,
     timed: bool,
     record: Path | None,
-    every_tensor: bool = True,
 ) -> dict[str, Any]:
     """What was built, how it agrees with onnxruntime, and how fast it is; the library is in `output`.
 
@@ -60,17 +60,17 @@ def compile_model(
         "agreement": None,
         "latency": None,
     }
-    if compiled.runs_here:
+    if resolve_target(target).runs_here:
         loaded = CompiledModel.load(output)
-        report["agreement"] = agreement(net, model, loaded, threads, every_tensor)
+        report["agreement"] = agreement(net, model, loaded, threads)
         if timed:
-            report["latency"] = time_models(output, model, threads)
+            report["latency"] = time_compiled(output, model, threads=threads).as_dict()
     if record is not None:
         write_json(record, report)
     return report
 
 
-def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threads: int, every_tensor: bool) -> dict[str, Any]:
+def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threads: int) -> dict[str, Any]:
     """How the compiled model's logits and tensors differ from onnxruntime's and from the NumPy reference's."""
     source, images, labels = test_images(net)
     ours, theirs = compiled(images), run_onnx(model, images, threads)
@@ -85,18 +85,8 @@ def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threa
     }
     if labels is not None:
         found["accuracy_percent"] = 100 * float((ours.argmax(1) == labels).mean())
-    if every_tensor:
-        few = images[:REFERENCE_IMAGES]
-        reference, tensors = run_reference(net, few), compiled.tensors(few)
-        found["tensors"] = {
-            "images": len(few),
-            "compared": len(tensors),
-            "differing": {
-                name: int(np.count_nonzero(codes != reference[name]))
-                for name, codes in tensors.items()
-                if (codes != reference[name]).any()
-            },
-        }
+    few = images[:REFERENCE_IMAGES]
+    found["tensors"] = parity(net, None, few, {"TVM": compiled.tensors(few)}).as_dict()
     return found
 
 

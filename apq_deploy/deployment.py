@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from apq_deploy.files import read_json
 from apq_deploy.model import find_model
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.search import Budget, SearchResult, SpaceCosts, search
@@ -72,7 +74,9 @@ def search_network(
         # Loaded on first use: a budget that cannot be met is answered without a trained model.
         return predictor()(features)
 
-    result = search(costs, accuracy, budget, algorithm=algorithm, seed=seed, freeze=freeze, bits=bits)
+    # The predictor's matrices are small: more threads than one only wait for each other.
+    with threadpool_limits(1, "blas"):
+        result = search(costs, accuracy, budget, algorithm=algorithm, seed=seed, freeze=freeze, bits=bits)
     folder = RunFolder(run)
     run.mkdir(parents=True, exist_ok=True)
     result.save(folder.search)
@@ -167,3 +171,72 @@ def export_figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("torch, NumPy, onnxruntime", f"{differing} codes differ, {tensors} tensors, {parity['images']} images"),
         ("file", f"{report['model']}, {report['file_bytes']} bytes"),
     ]
+
+
+def describe_compile(report: dict[str, Any]) -> str:
+    """What was compiled, for a reader."""
+    return table(
+        [
+            ("library", f"{report['library']}, {report['library_bytes']} bytes, in {report['compile_seconds']} s"),
+            ("target", f"{report['target']}, {report['threads']} thread(s)"),
+            *compile_figures(report),
+        ]
+    )
+
+
+def compile_figures(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Agreement and latency as labelled lines."""
+    agreement, latency = report["agreement"], report["latency"]
+    if agreement is None:
+        return [("agreement", "not run: this machine cannot run the target")]
+    tensors = agreement["tensors"]
+    differing = sum(d["differing"] for d in tensors["differences"])
+    rows = [
+        (
+            "TVM against onnxruntime",
+            f"{agreement['differing_logits']} logits differ, {agreement['same_class']} of {agreement['images']} images "
+            f"in the same class ({agreement['source']})",
+        ),
+        (
+            "TVM against NumPy",
+            f"{differing} codes differ, {tensors['compared']['TVM']} tensors, {tensors['images']} images",
+        ),
+    ]
+    if "accuracy_percent" in agreement:
+        rows.append(("of the library, TVM", f"{agreement['accuracy_percent']:.2f} %"))
+    if latency is not None:
+        medians = {timing["runtime"]: timing["median_ms"] for timing in latency["timings"]}
+        words = {"compiled": "latency of one image, TVM", "onnxruntime": "latency of one image, onnxruntime"}
+        for timing in latency["timings"]:
+            rows.append(
+                (
+                    words[timing["runtime"]],
+                    f"{timing['median_ms']:.3f} ms ({timing['low_ms']:.3f} to {timing['high_ms']:.3f}), "
+                    f"{timing['threads']} thread(s)",
+                )
+            )
+        rows.append(("TVM's share of onnxruntime's time", f"{medians['compiled'] / medians['onnxruntime']:.2f}"))
+    return rows
+
+
+def describe_run(run: Path) -> str:
+    """Everything that a run has found so far, as one table.
+
+    Raises: UserError if the run has not even searched.
+    """
+    folder = RunFolder(run)
+    result = SearchResult.load(folder.search)
+    rows = [("space", result.space), ("budget", str(result.budget)), *describe_costs(result)]
+    if folder.export.exists():
+        report = read_json(folder.export, "apq-deploy/export/1")
+        rows += export_figures(report)[1:]
+        timing = report["torch_float_ms"]
+        rows.append(
+            (
+                "latency of one image, torch in float",
+                f"{timing['median']:.3f} ms ({timing['low']:.3f} to {timing['high']:.3f})",
+            )
+        )
+    if folder.compile.exists():
+        rows += compile_figures(read_json(folder.compile, "apq-deploy/compile/1"))
+    return f"{describe_blocks(result)}\n\n{table(rows)}"

@@ -100,16 +100,13 @@ def export_network(
     figures = {"float": 100 * accuracy(subnet, pixels, labels)}
     network = QuantizedSubnet(copy.deepcopy(subnet))
     calibrate(network, calibration[:1], weight_method=settings.weight_method, act_method=settings.act_method)
-    if settings.finetune_steps:
-        tuned = copy.deepcopy(network)
-        with progress("fine-tune", settings.finetune_steps) as advance:
-            steps = FinetuneSettings(settings.finetune_steps, seed=settings.seed)
-            finetune(tuned, images.train, steps, subnet, advance)
-        reestimate_batch_norm(tuned, calibration)
     reestimate_batch_norm(network, calibration)
     figures["calibrated"] = 100 * accuracy(network, pixels, labels)
     if settings.finetune_steps:
-        network = tuned
+        with progress("fine-tune", settings.finetune_steps) as advance:
+            steps = FinetuneSettings(settings.finetune_steps, seed=settings.seed)
+            finetune(network, images.train, steps, subnet, advance)
+        reestimate_batch_norm(network, calibration)
         figures["finetuned"] = 100 * accuracy(network, pixels, labels)
     integers = to_integers(network)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an ONNX file costs on a hardware model, layer by layer."""
+"""What an ONNX file costs on a hardware model, layer by layer, and what an audit of it says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from apq_deploy.errors import UserError
 from apq_deploy.files import atomic
 from apq_deploy.text import table
+from exporters.audit import AuditReport
 from exporters.errors import UnsupportedGraph
 from exporters.onnx_reader import read_onnx
 from exporters.workload import Workload, float_layers, network_layers
@@ -129,6 +130,32 @@ def describe_profile(found: dict[str, Any]) -> str:
     ]
     head = (f"on {found['hardware']}", "ms", "mJ", "M MACs", "G BitOps")
     return f"{layers}\n\n{table(sums, head)}"
+
+
+def describe_audit(report: AuditReport) -> str:
+    """An audit for a reader: per layer the bits claimed and used, the storage, and the kernel; then false claims."""
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            _bits(layer.claimed_weight_bits, layer.claimed_input_bits),
+            _bits(layer.used_weight_bits, layer.used_input_bits),
+            "-" if layer.storage_bits is None else f"{layer.storage_bits} bit",
+            layer.size_bytes,
+            layer.kernel or "-",
+            "integer" if layer.is_integer else "float" if layer.is_integer is not None else "-",
+        )
+        for layer in report.layers
+    ]
+    layers = table(rows, ("layer", "kind", "claimed", "used", "stored", "bytes", "onnxruntime", "runs in"))
+    total = f"{report.size_bytes} bytes, {report.other_bytes} of them outside of the layers' weights"
+    claims = [f"false: {claim}" for claim in report.false_claims] or ["every claim is true"]
+    return "\n".join([layers, "", total, *claims])
+
+
+def _bits(weight: int | None, act: int | None) -> str:
+    words = [f"W{weight}"] if weight is not None else []
+    return "".join([*words, f"A{act}" if act is not None else ""]) or "-"
 
 
 def _energy(value: float | None, digits: int) -> str:

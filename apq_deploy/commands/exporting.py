@@ -48,6 +48,33 @@ def export(
     show(report, describe_export(report), as_json)
 
 
+def compile_library(
+    model: ModelFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Library to write, an .so file.")] = Path("model.so"),
+    target: Annotated[
+        str, typer.Option(help="CPU to compile for: host, x86-64-vnni, x86-64-avx2, x86-64, ...")
+    ] = "host",
+    threads: Annotated[int, typer.Option(min=1, help="Threads that the kernels are split over.")] = 1,
+    pack_weights: Annotated[bool, typer.Option(help="Keep 4-bit weights two to a byte in the library.")] = False,
+    time: Annotated[bool, typer.Option(help="Time the library beside onnxruntime, each in its own process.")] = True,
+    run: RunOption = DEFAULT_RUN,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile an ONNX file through TVM, and compare the library with onnxruntime."""
+    from apq_deploy.compiling import compile_model
+    from apq_deploy.deployment import RunFolder, describe_compile
+
+    report = compile_model(model, output, target, threads, pack_weights, time, RunFolder(run).compile)
+    show(report, describe_compile(report), as_json)
+
+
+def report(run: RunOption = DEFAULT_RUN) -> None:
+    """Show what the steps of a run have found, as one table."""
+    from apq_deploy.deployment import describe_run
+
+    print(describe_run(run))
+
+
 def audit(
     model: ModelFile,
     as_json: JsonOption = False,
@@ -55,10 +82,11 @@ def audit(
     """Check that every layer carries the bits it claims; exit code 1 if not."""
     from dataclasses import asdict
 
+    from apq_deploy.profiling import describe_audit
     from exporters.audit import audit as inspect
 
     report = inspect(model)
-    show(asdict(report), str(report), as_json)
+    show(asdict(report), describe_audit(report), as_json)
     if report.false_claims:
         raise typer.Exit(1)
 

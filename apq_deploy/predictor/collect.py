@@ -83,6 +83,7 @@ def quantize(
 ) -> None:
     """Calibrate and fine-tune `network` in place, then re-estimate its batch-norm statistics."""
     calibrate(network, [calibration[0][:CLIP_IMAGES]])
+    reestimate_batch_norm(network, calibration)
     finetune(network, images, settings, teacher)
     reestimate_batch_norm(network, calibration)
 
