@@ -37,6 +37,8 @@ def calibrate(
         for quantizer in quantizers:
             assert quantizer.histogram is not None
             method = act_method or default_method("activation", quantizer.bits)
+            if quantizer is network.logits:
+                method = "max"  # a clip below the largest logit would make classes equal
             drop_zeros = not quantizer.signed
             quantizer.set_clip(choose_clip(quantizer.histogram, quantizer.bits, method, drop_zeros=drop_zeros))
     finally:
