@@ -39,7 +39,7 @@ def compile_tvm(
         raise ExportError(f"threads must be from 1 to {MOST_THREADS}, got {threads}")
     if not net.layers:
         raise ExportError(f"network {net.name} has no layers to compile")
-    compiler(chosen, "a compiled model")  # before the work, not after
+    compiler(chosen)  # before the work, not after
     program = plan(net, chosen.isa)
     module, kernels = build_module(program, chosen.isa, threads)
     sha256 = source_sha256 or network_sha256(net)

@@ -117,7 +117,7 @@ def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.g
     return isa.pack_weights(blocks.transpose(1, 5, 6, 3, 0, 2, 4))
 
 
-def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.tirx.PrimFunc:
+def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
     """(source uint8, weights, bias int32, scale float32, target uint8)."""
     spec = spec.flat()
     source, target = spec.source, spec.target
@@ -134,14 +134,14 @@ def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.tirx.PrimFunc:
 
     channels = target.pitch
     block_count = channels // isa.lanes * spec.steps * spec.parts
-    arguments = [
+    arguments = (
         (source.size, "uint8"),
         (block_count * isa.block, isa.weight_dtype),
         (channels, "int32"),
         (channels, "float32"),
         (target.size, "uint8"),
-    ]
-    return ir.kernel("conv", arguments, body)
+    )
+    return ir.Kernel(arguments, body)
 
 
 def _group(

@@ -91,7 +91,7 @@ def group_order(isa: Isa, pitch: int) -> NDArray[np.int64]:
     return np.concatenate([group_channels(isa, first, count) for first, count in channel_groups(isa, pitch)])
 
 
-def depthwise_kernel(isa: Isa, spec: DepthwiseSpec, threads: int) -> ir.tirx.PrimFunc:
+def depthwise_kernel(isa: Isa, spec: DepthwiseSpec, threads: int) -> ir.Kernel:
     """(source uint8, weights, bias int32, scale float32, target uint8)."""
     source, target = spec.source, spec.target
     groups = channel_groups(isa, source.pitch)
@@ -109,14 +109,14 @@ def depthwise_kernel(isa: Isa, spec: DepthwiseSpec, threads: int) -> ir.tirx.Pri
                 if count < isa.width:
                     _row(isa, spec, buffers, y, ir.tirx.IntImm("int32", index), first, count)
 
-    arguments = [
+    arguments = (
         (source.size, "uint8"),
         (len(groups) * group_blocks * isa.block, isa.weight_dtype),
         (len(groups) * isa.width, "int32"),
         (len(groups) * isa.width, "float32"),
         (target.size, "uint8"),
-    ]
-    return ir.kernel("depthwise", arguments, body)
+    )
+    return ir.Kernel(arguments, body)
 
 
 def _row(

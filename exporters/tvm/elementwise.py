@@ -60,7 +60,7 @@ class DequantizeSpec:
     zero_point: int
 
 
-def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.tirx.PrimFunc:
+def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.Kernel:
     """(image float32, target uint8): round(x / scale) to even, plus the zero point, clamped."""
     target = spec.target
     plane = target.height * target.width
@@ -94,10 +94,10 @@ def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.tirx.PrimF
                     ir.store(output, start + lane * target.pitch + channel, value, 1)
 
     image_shape = (1, target.channels, target.height, target.width)
-    return ir.kernel("quantize", [(image_shape, "float32"), (target.size, "uint8")], body)
+    return ir.Kernel(((image_shape, "float32"), (target.size, "uint8")), body)
 
 
-def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.tirx.PrimFunc:
+def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.Kernel:
     """(first uint8, second uint8, target uint8), with onnxruntime's order of roundings.
 
     y = a * ra + (b * rb + offset), each a fused multiply-add, offset = zc - fma(ra, za, rb * zb).
@@ -138,10 +138,10 @@ def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.tirx.PrimFunc:
             ]
             store_narrow(isa, output, places[2], isa.codes(total, clamp, may_overflow=False), chunk)
 
-    return ir.kernel("add", [(layout.size, "uint8") for layout in (first, second, target)], body)
+    return ir.Kernel(tuple((layout.size, "uint8") for layout in (first, second, target)), body)
 
 
-def table_kernel(isa: Isa, spec: TableSpec, threads: int) -> ir.tirx.PrimFunc:
+def table_kernel(isa: Isa, spec: TableSpec, threads: int) -> ir.Kernel:
     """(source uint8, table uint8, target uint8)."""
     source, target = spec.source, spec.target
 
@@ -151,10 +151,10 @@ def table_kernel(isa: Isa, spec: TableSpec, threads: int) -> ir.tirx.PrimFunc:
             code = ir.cast(codes[source.origin + y * source.row + i], "int32", 1)
             ir.store(output, target.origin + y * target.row + i, table[code], 1)
 
-    return ir.kernel("table", [(source.size, "uint8"), (256, "uint8"), (target.size, "uint8")], body)
+    return ir.Kernel(((source.size, "uint8"), (256, "uint8"), (target.size, "uint8")), body)
 
 
-def dequantize_kernel(isa: Isa, spec: DequantizeSpec, threads: int) -> ir.tirx.PrimFunc:
+def dequantize_kernel(isa: Isa, spec: DequantizeSpec, threads: int) -> ir.Kernel:
     """(source uint8, logits float32)."""
     source = spec.source
 
@@ -165,4 +165,4 @@ def dequantize_kernel(isa: Isa, spec: DequantizeSpec, threads: int) -> ir.tirx.P
             place = (channel * source.height + y) * source.width + x
             ir.store(output, place, value * ir.splat(spec.scale, "float32", 1), 1)
 
-    return ir.kernel("dequantize", [(source.size, "uint8"), ((1, *spec.shape), "float32")], body)
+    return ir.Kernel(((source.size, "uint8"), ((1, *spec.shape), "float32")), body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -17,24 +18,51 @@ from tvm.script.ir_builder import tirx as I
 Expr = Any  # TVM's expressions and buffers carry no types that a checker could use
 Buffer = Any
 Shape = int | tuple[int, ...]
+C_CALL = 1  # TVM's number for a function that keeps its signature
 
 
-def kernel(name: str, arguments: Sequence[tuple[Shape, str]], body: Callable[..., None]) -> tirx.PrimFunc:
-    """A function over one buffer per (shape, dtype) of `arguments`; `body` writes its code and sees them flat."""
-    with IRBuilder() as builder, I.prim_func(s_tir=True):
-        I.func_name(name)
-        shapes = [(shape,) if isinstance(shape, int) else shape for shape, _ in arguments]
-        buffers = [I.arg(f"b{i}", I.buffer(shapes[i], dtype)) for i, (_, dtype) in enumerate(arguments)]
-        I.func_attr({"tirx.noalias": True})
-        with I.sblock("root"):
-            I.reads([])
-            I.writes([])
-            body(*(_flat(buffer, shape) for buffer, shape in zip(buffers, shapes, strict=True)))
-    return builder.get()
+@dataclass(frozen=True)
+class Kernel:
+    """Code over buffers, one per (shape, dtype) of `arguments`; `body` writes it and sees the buffers flat."""
 
+    arguments: tuple[tuple[Shape, str], ...]
+    body: Callable[..., None]
 
-def _flat(buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
-    return buffer if len(shape) == 1 else I.decl_buffer((prod(shape),), buffer.dtype, data=buffer.data)
+    def function(self, name: str) -> tirx.PrimFunc:
+        """As TVM's runtime calls it, with tensors that it checks."""
+
+        def flat(tensor: Buffer, size: int, dtype: str) -> Buffer:
+            return tensor if len(tensor.shape) == 1 else I.decl_buffer((size,), dtype, data=tensor.data)
+
+        return self._build(name, lambda shape, dtype: I.buffer(shape, dtype), flat)
+
+    def c_function(self, name: str) -> tirx.PrimFunc:
+        """As C calls it: `void name(pointers...)`."""
+
+        def flat(pointer: Expr, size: int, dtype: str) -> Buffer:
+            return I.decl_buffer((size,), dtype, data=pointer)
+
+        function = self._build(name, lambda _, dtype: I.handle(dtype), flat)
+        return function.with_attr("calling_conv", C_CALL)
+
+    def _build(
+        self,
+        name: str,
+        declare: Callable[[tuple[int, ...], str], Expr],
+        flat: Callable[[Expr, int, str], Buffer],
+    ) -> tirx.PrimFunc:
+        shapes = [(shape,) if isinstance(shape, int) else shape for shape, _ in self.arguments]
+        dtypes = [dtype for _, dtype in self.arguments]
+        with IRBuilder() as builder, I.prim_func(s_tir=True):
+            I.func_name(name)
+            given = [I.arg(f"b{i}", declare(*entry)) for i, entry in enumerate(zip(shapes, dtypes, strict=True))]
+            I.func_attr({"tirx.noalias": True})
+            with I.sblock("root"):
+                I.reads([])
+                I.writes([])
+                sizes = [prod(shape) for shape in shapes]
+                self.body(*(flat(*entry) for entry in zip(given, sizes, dtypes, strict=True)))
+        return builder.get().with_attr("global_symbol", name)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class Isa(ABC):
     fma: bool
 
     weight_dtype = "int8"
+    code_offset = 0  # what `quads` takes from every code; the biases give it back
 
     @property
     def width(self) -> int:

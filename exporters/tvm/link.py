@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from exporters.tvm.targets import CompileTarget
 
 # What a C or C++ program asks before it runs the model; Python reads the metadata instead. Plain code for any CPU of
 # the architecture, so that asking is always safe.
-_CPUID_FEATURES = {
+_HWCAP = {"asimddp": "1 << 20"}
+_CPUID = {
     "avx": "avx",
     "avx2": "avx2",
     "bmi1": "bmi",
@@ -33,52 +37,44 @@ _CPUID_FEATURES = {
 def metadata_source(metadata: Metadata) -> str:
     """C code with the metadata and `int apq_deploy_supported(void)`, 1 if this CPU can run the model."""
     content = ",".join(map(str, metadata.to_bytes()))
-    checks = [
-        f'__builtin_cpu_supports("{_CPUID_FEATURES[name]}")' for name in metadata.features if name in _CPUID_FEATURES
-    ]
-    start = "__builtin_cpu_init();\n    " if checks else ""
+    includes, start = "", ""
+    if metadata.architecture == "aarch64":
+        includes = "#include <sys/auxv.h>\n"
+        checks = [f"(getauxval(16) & {_HWCAP[name]})" for name in metadata.features]
+    else:
+        checks = [f'__builtin_cpu_supports("{_CPUID[name]}")' for name in metadata.features if name in _CPUID]
+        start = "__builtin_cpu_init();\n    " if checks else ""
     return (
-        '#define PUBLIC __attribute__((visibility("default")))\n'
+        f'{includes}#define PUBLIC __attribute__((visibility("default")))\n'
         f"PUBLIC extern const char {SYMBOL}[];\nconst char {SYMBOL}[] = {{{content}}};\n"
         f"PUBLIC int apq_deploy_supported(void) {{\n    {start}return {' && '.join(checks) or '1'};\n}}\n"
     )
 
 
-def compiler(target: CompileTarget, needed: str) -> list[str]:
+def compiler(target: CompileTarget) -> list[str]:
     """The command that compiles C and links for `target`.
 
     Raises: ExportError if it is not installed.
     """
-    found = shutil.which("g++")
-    if found is None:
-        raise ExportError(f"linking {needed} needs g++, which is not installed; install it (Debian: apt install g++)")
-    return [found]
+    if target.architecture == platform.machine():
+        found = shutil.which("g++")
+        if found is None:
+            raise ExportError("linking a compiled model needs g++; install it (Debian: apt install g++)")
+        return [found]
+    if find_spec("ziglang") is None:
+        raise ExportError(f"linking for {target.name} on another machine needs zig; run `pip install ziglang`")
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target.zig]
 
 
 def linker(target: CompileTarget, metadata: Metadata) -> Callable[..., None]:
     """What TVM's `export_library` calls with the library's name and the objects it is made of."""
 
-    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
-        command = compiler(target, "a compiled model")
+    def link(output: str, objects: Sequence[str], **_: Any) -> None:
+        command = compiler(target)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "metadata.c"
-            source.write_text('extern "C" {\n' + metadata_source(metadata) + "}\n")
-            run(
-                [
-                    *command,
-                    "-shared",
-                    "-fPIC",
-                    "-O1",
-                    "-s",
-                    "-o",
-                    output,
-                    *objects,
-                    "-x",
-                    "c++",
-                    str(source),
-                    *(options or ()),
-                ]
-            )
+            source.write_text(metadata_source(metadata))
+            run([*command, "-shared", "-fPIC", "-O1", "-s", "-o", output, *objects, "-x", "c", str(source)])
 
     link.output_format = "so"  # type: ignore[attr-defined]
     return link

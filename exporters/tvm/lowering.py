@@ -142,8 +142,8 @@ def build_module(program: Program, isa: Isa, threads: int) -> tuple[tvm.IRModule
     for step in program.steps:
         if step.spec not in kernels:
             name = f"{type(step.spec).__name__.removesuffix('Spec').lower()}_{len(kernels)}"
-            function = KERNELS[type(step.spec)](isa, step.spec, threads)
-            kernels[step.spec] = builder.add_func(function.with_attr("global_symbol", name), name)
+            function = KERNELS[type(step.spec)](isa, step.spec, threads).function(name)
+            kernels[step.spec] = builder.add_func(function, name)
     constants = {id(array): relax.const(array) for step in program.steps for array in step.constants}
     for function in ("main", "tensors"):
         image = relax.Var("image", relax.TensorType((1, *image_shape), "float32"))
@@ -232,7 +232,7 @@ def _lower_weighted(
     """
     weight = layer.weight.astype(np.int16) - layer.weight_zero_point
     flat = weight.reshape(len(weight), -1).astype(np.int64)
-    bias = layer.bias.astype(np.int64) - Clamp.of(tensor).zero_point * flat.sum(1)
+    bias = layer.bias.astype(np.int64) - (Clamp.of(tensor).zero_point - isa.code_offset) * flat.sum(1)
     scale = requantization_scale(layer, tensor)
     largest = (255 * np.abs(flat).sum(1) + np.abs(bias)) * scale.astype(np.float64)
     may_overflow = bool(largest.max(initial=0.0) >= INT32_LIMIT)

@@ -54,7 +54,7 @@ def pool_ratio(source_scale: float, target_scale: float, pixels: int) -> float:
     return float(np.float32(source_scale) / np.float32(np.float32(target_scale) * np.float32(pixels)))
 
 
-def pool_kernel(isa: Isa, spec: PoolSpec, threads: int) -> ir.tirx.PrimFunc:
+def pool_kernel(isa: Isa, spec: PoolSpec, threads: int) -> ir.Kernel:
     """(source uint8, target uint8)."""
     source, target = spec.source, spec.target
     chunk = chunk_size(isa, source.pitch)
@@ -76,10 +76,10 @@ def pool_kernel(isa: Isa, spec: PoolSpec, threads: int) -> ir.tirx.PrimFunc:
             packed = isa.codes(values, spec.clamp, may_overflow=False)
             store_narrow(isa, output, target.origin + channel, packed, chunk)
 
-    return ir.kernel("pool", [(source.size, "uint8"), (target.size, "uint8")], body)
+    return ir.Kernel(((source.size, "uint8"), (target.size, "uint8")), body)
 
 
-def float_pool_kernel(isa: Isa, spec: FloatPoolSpec, threads: int) -> ir.tirx.PrimFunc:
+def float_pool_kernel(isa: Isa, spec: FloatPoolSpec, threads: int) -> ir.Kernel:
     """(source uint8, target uint8), with the roundings of onnxruntime's AveragePool and ReduceMean."""
     source, target, lanes = spec.source, spec.target, isa.lanes
     chunk = chunk_size(isa, source.pitch)
@@ -104,10 +104,10 @@ def float_pool_kernel(isa: Isa, spec: FloatPoolSpec, threads: int) -> ir.tirx.Pr
             packed = isa.codes(values, spec.clamp, may_overflow=True)
             store_narrow(isa, output, target.origin + channel, packed, chunk)
 
-    return ir.kernel("float_pool", [(source.size, "uint8"), (target.size, "uint8")], body)
+    return ir.Kernel(((source.size, "uint8"), (target.size, "uint8")), body)
 
 
-def max_pool_kernel(isa: Isa, spec: MaxPoolSpec, threads: int) -> ir.tirx.PrimFunc:
+def max_pool_kernel(isa: Isa, spec: MaxPoolSpec, threads: int) -> ir.Kernel:
     """(source uint8, target uint8)."""
     source, target = spec.source, spec.target
     chunk = chunk_size(isa, source.pitch)
@@ -134,4 +134,4 @@ def max_pool_kernel(isa: Isa, spec: MaxPoolSpec, threads: int) -> ir.tirx.PrimFu
             clamped = ir.clip(largest, spec.clamp.low, spec.clamp.high, "uint8", chunk)
             ir.store(output, target.origin + y * target.row + x * target.pitch + channel, clamped, chunk)
 
-    return ir.kernel("max_pool", [(source.size, "uint8"), (target.size, "uint8")], body)
+    return ir.Kernel(((source.size, "uint8"), (target.size, "uint8")), body)

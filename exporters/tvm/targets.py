@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
+from exporters.tvm.arm import NEON, NEON_DOT
 from exporters.tvm.isa import Isa
 from exporters.tvm.x86 import AVX2, SSE2, VNNI
 
@@ -90,6 +91,24 @@ TARGETS = {
             {"kind": "llvm", "mcpu": "x86-64-v3"},
         ),
         CompileTarget("x86-64", "every 64-bit x86 CPU", SSE2, "x86_64", (), {"kind": "llvm", "mcpu": "x86-64"}),
+        CompileTarget(
+            "aarch64-dotprod",
+            "64-bit Arm with dot products: Cortex-A55 and -A76, Neoverse N1, and later",
+            NEON_DOT,
+            "aarch64",
+            ("asimddp",),
+            {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]},
+            zig="aarch64-linux-gnu",
+        ),
+        CompileTarget(
+            "aarch64",
+            "every 64-bit Arm CPU",
+            NEON,
+            "aarch64",
+            (),
+            {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
+            zig="aarch64-linux-gnu",
+        ),
     )
 }
 HOST = "host"
