@@ -79,6 +79,34 @@ def fold_constant(node: onnx.NodeProto, inputs: list[Constant]) -> Constant:
     )
 
 
+def quantize_constant(node: onnx.NodeProto, values: Constant, parameters: list[Constant]) -> Constant:
+    """Codes of float weights that the file leaves to be quantized when it is loaded.
+
+    Raises: UnsupportedGraph if scales and zero points do not fit.
+    """
+    scale = parameters[0].array if parameters else np.zeros(0, np.float32)
+    points = parameters[1].array if len(parameters) > 1 else np.zeros((), np.uint8)
+    axis = attributes(node).get("axis", 1)
+    array = values.array
+    if scale.dtype != np.float32 or array.dtype != np.float32 or points.dtype not in (np.int8, np.uint8):
+        raise UnsupportedGraph(f"{label(node)}: float32 constants should become INT8 or UINT8")
+    if scale.size != 1 or points.size != 1:
+        if not isinstance(axis, int) or not -array.ndim <= axis < array.ndim or scale.shape != (array.shape[axis],):
+            raise UnsupportedGraph(f"{label(node)}: scales should be one, or one per channel, got {scale.shape}")
+        if points.size not in (1, scale.size):
+            raise UnsupportedGraph(f"{label(node)}: {points.size} zero points do not fit {scale.size} scales")
+        shape = [1] * array.ndim
+        shape[axis] = scale.size
+        scale = scale.reshape(shape)
+        points = points.reshape(shape) if points.size > 1 else points.reshape(())
+    limits = np.iinfo(points.dtype)
+    with np.errstate(all="ignore"):
+        codes = np.rint(array / scale.reshape(scale.shape if scale.size > 1 else ())) + points.astype(np.float32)
+    if np.isnan(codes).any():
+        raise UnsupportedGraph(f"{label(node)}: its constants or scales are not numbers")
+    return Constant(np.clip(codes, limits.min, limits.max).astype(points.dtype))
+
+
 def dequantize_weights(node: onnx.NodeProto, codes: Constant, parameters: list[Constant]) -> Weights:
     """Weights from DequantizeLinear of constants.
 
@@ -112,7 +140,7 @@ def convolution(
     name: str,
     source: QTensor,
     weights: Weights,
-    bias: Weights | None,
+    bias: Weights | Constant | None,
     claimed_bits: int | None,
     is_depthwise: bool,
 ) -> Built:
@@ -159,7 +187,7 @@ def linear(
     name: str,
     source: QTensor,
     weights: Weights,
-    bias: Weights | None,
+    bias: Weights | Constant | None,
     claimed_bits: int | None,
     is_depthwise: bool,
 ) -> Built:
@@ -242,6 +270,8 @@ def _bias(node: onnx.NodeProto, bias: Weights | None, source: QTensor, scale: ND
     """(out,) codes at the scale of the accumulator; zeros where the node has no bias."""
     if bias is None:
         return np.zeros(len(scale), np.int32)
+    if isinstance(bias, Constant):
+        return _float_bias(node, bias.array, source, scale)
     codes = bias.stored.reshape(-1)
     if codes.dtype != np.int32 or codes.shape != scale.shape or bias.zero_point:
         raise UnsupportedGraph(f"{label(node)}: its bias should be INT32 of shape ({len(scale)},) with zero point 0")
@@ -252,6 +282,17 @@ def _bias(node: onnx.NodeProto, bias: Weights | None, source: QTensor, scale: ND
     if not is_right:
         raise UnsupportedGraph(f"{label(node)}: its bias should have the scale of the input times that of the weights")
     return np.ascontiguousarray(codes)
+
+
+def _float_bias(node: onnx.NodeProto, bias: NDArray, source: QTensor, scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Codes of a float bias, as onnxruntime rounds it when it loads the file."""
+    if bias.dtype != np.float32 or bias.shape != scale.shape:
+        raise UnsupportedGraph(f"{label(node)}: its bias should be INT32 or float32 of shape ({len(scale)},)")
+    with np.errstate(all="ignore"):
+        codes = np.rint(bias / (np.float32(source.scale) * scale))
+    if not (np.abs(codes) < 2**31).all():
+        raise UnsupportedGraph(f"{label(node)}: its bias does not fit INT32 at the scale of input times weights")
+    return codes.astype(np.int32)
 
 
 def activation_parameters(node: onnx.NodeProto, inputs: Sequence[object]) -> tuple[float, int, Dtype]:

@@ -28,6 +28,7 @@ from exporters.onnx_layers import (
     is_clip_needless,
     linear,
     pooling_window,
+    quantize_constant,
 )
 from exporters.onnx_metadata import Claims, read_claims
 from exporters.qnet import (
@@ -68,6 +69,7 @@ class _Result:
     source: str | None = None  # the codes that a clip reads
     is_float: bool = False  # computed in float whatever follows
     used: bool = False
+    codes: _Codes | None = None  # once it is quantized
     position: int = 0  # of the node among the graph's nodes
 
 
@@ -173,6 +175,9 @@ class _Reader:
         inputs = [self._value(node, name) for name in node.input]
         constants = [value for value in inputs if isinstance(value, Constant)]
         is_constant = node.op_type == "Constant" or (inputs and len(constants) == len(inputs))
+        if is_constant and node.op_type == "QuantizeLinear":
+            self.values[node.output[0]] = quantize_constant(node, constants[0], constants[1:])
+            return
         if is_constant and node.op_type != "DequantizeLinear":
             self.values[node.output[0]] = fold_constant(node, constants)
             return
@@ -224,6 +229,12 @@ class _Reader:
                 if (scale, zero_point, dtype) != (tensor.scale, tensor.zero_point, tensor.dtype):
                     raise UnsupportedGraph(f"{label(node)} should keep the scale and zero point of {tensor.name}")
                 return _Codes(value, tensor.shape, scale, zero_point, dtype, low, high, None, tensor)
+            case _Result(codes=_Codes() as codes) if (codes.scale, codes.zero_point, codes.dtype) == (
+                scale,
+                zero_point,
+                dtype,
+            ):
+                return codes  # quantized once for each reader, which onnxruntime merges
             case _Result() as result:
                 self._take(node, result)
                 if result.dtype != dtype:
@@ -244,7 +255,8 @@ class _Reader:
                         f"{label(node)}: a float clip to [{result.low:g}, {result.high:g}] before it cuts into its "
                         f"codes, which leaves layer {result.name!r} in float; clip the codes after QuantizeLinear"
                     )
-                return _Codes(value, result.shape, scale, zero_point, dtype, low, high, result)
+                result.codes = _Codes(value, result.shape, scale, zero_point, dtype, low, high, result)
+                return result.codes
         raise UnsupportedGraph(f"{label(node)} should read the image or a layer's float result")
 
     def _dequantize(self, node: onnx.NodeProto, inputs: list[_Value | None]) -> _Value:
@@ -294,8 +306,8 @@ class _Reader:
         weights, bias = [*inputs[1:3], None, None][:2]
         if not isinstance(weights, Weights):
             raise UnsupportedGraph(f"{label(node)}: its weights should come from DequantizeLinear of constants")
-        if bias is not None and not isinstance(bias, Weights):
-            raise UnsupportedGraph(f"{label(node)}: its bias should come from DequantizeLinear of INT32 constants")
+        if bias is not None and not isinstance(bias, Weights | Constant):
+            raise UnsupportedGraph(f"{label(node)}: its bias should be constant")
         if source.dtype == "int8" and weights.is_unsigned:
             raise UnsupportedGraph(f"{label(node)}: unsigned weights beside int8 activations stay in float; use int8")
         name = self._layer_name(node)

@@ -9,9 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from exporters.errors import UnsupportedGraph
 from exporters.onnx_graph import Graph, attributes, to_array
-from exporters.onnx_layers import Constant, fold_constant
+from exporters.onnx_layers import Constant, fold_constant, quantize_constant
 
 TYPE_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -104,7 +103,10 @@ def _evaluate(graph: Graph, value: str, names: set[str], depth: int) -> NDArray 
         if codes is None:
             return None
         parameters = [_evaluate(graph, name, names, depth + 1) for name in node.input[1:] if name]
-        return codes if node.op_type == "DequantizeLinear" else _quantized(node, codes, parameters)
+        if node.op_type == "DequantizeLinear":
+            return codes
+        constants = [Constant(array) for array in parameters if array is not None]
+        return quantize_constant(node, Constant(codes), constants).array
     arrays = [_evaluate(graph, name, names, depth + 1) for name in node.input if name]
     if any(array is None for array in arrays):
         return None
@@ -114,25 +116,3 @@ def _evaluate(graph: Graph, value: str, names: set[str], depth: int) -> NDArray 
         if isinstance(order, tuple) and sorted(order) == list(range(known[0].ndim)):
             return known[0].transpose(order)
     return fold_constant(node, [Constant(array) for array in known]).array
-
-
-def _quantized(node: onnx.NodeProto, values: NDArray, parameters: list[NDArray | None]) -> NDArray:
-    """Codes of float weights that the file quantizes at load."""
-    scale = parameters[0] if parameters else None
-    points = parameters[1] if len(parameters) > 1 else np.zeros(1, np.uint8)
-    if scale is None or points is None or scale.size == 0 or points.dtype.kind not in "iu":
-        raise UnsupportedGraph(f"{node.op_type} node {node.name!r} of weights should have constant scales")
-    axis = attributes(node).get("axis", 1)
-    if scale.size > 1:
-        if not isinstance(axis, int) or not -values.ndim <= axis < values.ndim:
-            raise UnsupportedGraph(f"{node.op_type} node {node.name!r} of weights has an axis out of range")
-        if values.shape[axis] != scale.size:
-            raise UnsupportedGraph(f"{node.op_type} node {node.name!r} of weights has scales that do not fit")
-        shape = [1] * values.ndim
-        shape[axis] = scale.size
-        scale = scale.reshape(shape)
-        points = points.reshape(shape) if points.size == scale.size else points
-    limits = np.iinfo(points.dtype)
-    with np.errstate(all="ignore"):
-        codes = np.nan_to_num(np.rint(values / scale) + points)
-    return np.clip(codes, limits.min, limits.max).astype(points.dtype)

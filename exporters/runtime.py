@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from exporters.reference import Codes
 # Without it, onnxruntime on x86 turns int8 activations into uint8 where it can and leaves the rest in float.
 # Files with uint8 activations, all that this project writes, run the same with and without.
 INT8_ALLOWED = ("session.qdqisint8allowed", "1")
+
+# x86 without VNNI adds pairs of products in int16, which saturates where both operands use 8 bits; this option takes
+# slower kernels that do not. With VNNI it would only cost time, and int8 activations.
+EXACT_PRODUCTS = ("session.x64quantprecision", "1")
+CPU_DESCRIPTION = Path("/proc/cpuinfo")
 
 INTEGER_KERNELS = frozenset({"QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 
@@ -56,12 +62,13 @@ def run_session(session: ort.InferenceSession, images: NDArray[np.float32]) -> N
 
 
 def open_session(
-    model: str | bytes, threads: int = 1, *, is_int8_allowed: bool = True, save_to: Path | None = None
+    model: str | bytes, threads: int = 1, *, is_exact: bool = True, save_to: Path | None = None
 ) -> ort.InferenceSession:
     """A session on the CPU with every optimisation.
 
-    save_to: where to leave the optimised graph, as it is before the layout changes of the last level, which move
-    data and choose no other arithmetic.
+    is_exact: with the option under which integer kernels are exact on this CPU; else as onnxruntime starts by itself.
+    save_to: where to leave the optimised graph, as it is before the layout changes of the last level, which move data
+    and choose no other arithmetic.
     Raises: ExportError if onnxruntime cannot load the model.
     """
     if threads < 1:
@@ -70,8 +77,10 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions
-    if is_int8_allowed:
-        options.add_session_config_entry(*INT8_ALLOWED)
+    ort.set_default_logger_severity(4)
+    if is_exact:
+        # onnxruntime fails to load a file under both
+        options.add_session_config_entry(*(EXACT_PRODUCTS if products_saturate() else INT8_ALLOWED))
     if save_to is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(save_to)
@@ -79,6 +88,17 @@ def open_session(
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ExportError(f"onnxruntime cannot load the model: {_line(error)}") from error
+
+
+def products_saturate() -> bool:
+    """Whether 8-bit products may saturate here: x86 without VNNI, or where that cannot be found out."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        description = CPU_DESCRIPTION.read_text()
+    except OSError:
+        return True
+    return "avx512_vnni" not in description and "avx_vnni" not in description
 
 
 def tensors_onnx(path: str | os.PathLike[str], images: NDArray[np.float32], threads: int = 1) -> dict[str, Codes]:
@@ -90,10 +110,10 @@ def tensors_onnx(path: str | os.PathLike[str], images: NDArray[np.float32], thre
     model = load_model(path)
     file = read_network(model)
     name_nodes(model)
-    before = kernels(model, is_int8_allowed=True)
+    before = kernels(model, is_exact=True)
     for value in file.values.values():
         model.graph.output.append(helper.make_empty_tensor_value_info(value))
-    if kernels(model, is_int8_allowed=True) != before:
+    if kernels(model, is_exact=True) != before:
         raise ExportError(f"{os.fspath(path)}: onnxruntime chooses other kernels when every tensor is an output")
     session = open_session(model.SerializeToString(), threads)
     arrays = _run(session, list(file.values.values()), images)
@@ -103,14 +123,14 @@ def tensors_onnx(path: str | os.PathLike[str], images: NDArray[np.float32], thre
     }
 
 
-def kernels(model: onnx.ModelProto, *, is_int8_allowed: bool = False) -> dict[str, Kernel]:
+def kernels(model: onnx.ModelProto, *, is_exact: bool = False) -> dict[str, Kernel]:
     """The kernel of each node by the node's name, which must be unique; nodes folded away are missing.
 
     Raises: ExportError if onnxruntime cannot load the model.
     """
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimised.onnx"
-        open_session(model.SerializeToString(), is_int8_allowed=is_int8_allowed, save_to=saved)
+        open_session(model.SerializeToString(), is_exact=is_exact, save_to=saved)
         optimised = onnx.load(saved)
     real = {output for node in optimised.graph.node if node.op_type == "DequantizeLinear" for output in node.output} | {
         value.name for value in optimised.graph.input
@@ -135,11 +155,19 @@ def _reads_codes(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def _run(session: ort.InferenceSession, names: list[str], images: NDArray[np.float32]) -> list[NDArray]:
-    source = session.get_inputs()[0].name
+    """The named values, for all images; a model of fixed batch size is run as often as it takes."""
+    source = session.get_inputs()[0]
+    images = np.ascontiguousarray(images, dtype=np.float32)
+    batch = source.shape[0] if source.shape and isinstance(source.shape[0], int) else max(1, len(images))
+    if not len(images) or len(images) % batch:
+        raise ExportError(f"the model takes {batch} images at a time, got {len(images)}; give a multiple")
     try:
-        return session.run(names, {source: np.ascontiguousarray(images, dtype=np.float32)})
+        runs = [
+            session.run(names, {source.name: images[start : start + batch]}) for start in range(0, len(images), batch)
+        ]
     except Exception as error:  # as above
         raise ExportError(f"onnxruntime cannot run the model on images of {images.shape}: {_line(error)}") from error
+    return [np.concatenate(arrays) for arrays in zip(*runs, strict=True)]
 
 
 def _line(error: BaseException) -> str:

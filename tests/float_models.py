@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from benchmarks.float_graph import FloatGraph, Value
 
 Pool = Literal["global", "average", "mean", "mean-keep"]
-Head = Literal["gemm", "matmul", "matmul-add"]
+Head = Literal["gemm", "matmul", "matmul-add", "conv"]
 
 
 def small_mobilenet(path: Path, rng: np.random.Generator, size: int = 18) -> None:
@@ -66,6 +66,12 @@ def two_convolutions(path: Path, rng: np.random.Generator, pool: Pool, head: Hea
             graph.nodes.append(
                 helper.make_node("ReduceMean", [value.name], ["pool.flat"], name="pool", axes=[2, 3], keepdims=0)
             )
+    if head == "conv":
+        # the classifier as a 1x1 convolution on the pooled image, flattened after it
+        result = graph.conv("classifier", Value("pool.4d", (9, 1, 1), value.mean_square), 5, 1)
+        graph.nodes.append(helper.make_node("Flatten", [result.name], ["classifier.flat"], name="flat"))
+        graph.save(path, Value("classifier.flat", (5,), 1.0), "two_convolutions")
+        return
     if pool != "mean":
         graph.initializers.append(numpy_helper.from_array(np.array([0, -1]), "flat.shape"))
         graph.nodes.append(helper.make_node("Reshape", ["pool.4d", "flat.shape"], ["pool.flat"], name="flat"))

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from networks import BITS, random_image, random_network
 
+from exporters import runtime
 from exporters.errors import ExportError
 from exporters.onnx_reader import read_onnx
 from exporters.onnx_writer import build_model, write_onnx
@@ -198,6 +199,24 @@ def test_int8_activations_with_clamps(tmp_path: Path) -> None:
     report = parity(net, tmp_path / "net.onnx", random_image(net, 4, rng) * 2 - 1)
     assert report.is_equal, report
     assert read_onnx(tmp_path / "net.onnx").tensors == net.tensors
+
+
+def test_cpu_without_vnni_takes_the_exact_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = tmp_path / "cpuinfo"
+    monkeypatch.setattr(runtime, "CPU_DESCRIPTION", description)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert runtime.products_saturate()
+    description.write_text("flags : avx2 avx512f avx512_vnni")
+    assert not runtime.products_saturate()
+    description.write_text("flags : sse4_1 avx2 fma")
+    assert runtime.products_saturate()
+    # the other kernels are exact where they are not needed, too
+    rng = np.random.default_rng(12)
+    net = random_network(rng, [8], [8])
+    write_onnx(net, tmp_path / "net.onnx")
+    assert parity(net, tmp_path / "net.onnx", random_image(net, 4, rng)).is_equal
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert not runtime.products_saturate()
 
 
 def test_parity_names_the_first_tensor_that_differs(tmp_path: Path) -> None:

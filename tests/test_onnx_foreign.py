@@ -11,7 +11,7 @@ from float_models import quantize, small_mobilenet, small_resnet, two_convolutio
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 
-from exporters.errors import UnsupportedGraph
+from exporters.errors import ExportError, UnsupportedGraph
 from exporters.onnx_reader import read_onnx
 from exporters.onnx_writer import write_onnx
 from exporters.parity import parity
@@ -26,6 +26,9 @@ STYLES = {
     "int8 symmetric activations": {"activation": S8, "options": {"ActivationSymmetric": True}},
     "uint8 symmetric activations": {"options": {"ActivationSymmetric": True}},
     "uint8 weights": {"weight": U8, "per_channel": False},
+    "weights quantized at load": {"options": {"AddQDQPairToWeight": True}},
+    "float bias": {"options": {"QuantizeBias": False}},
+    "a pair for each reader": {"options": {"DedicatedQDQPair": True}},
     "asymmetric weights": {"per_channel": False, "options": {"WeightSymmetric": False}},
 }
 SIZE = 18
@@ -72,8 +75,12 @@ def test_asymmetric_padding_and_names_survive(float_files: dict[str, Path], tmp_
     assert layers["block2.depthwise"].weight.shape == (22, 1, 7, 7)
 
 
-@pytest.mark.parametrize("head", ["gemm", "matmul", "matmul-add"])
-@pytest.mark.parametrize("pool", ["global", "average", "mean", "mean-keep"])
+ENDS = [
+    (pool, head) for pool in ("global", "average", "mean", "mean-keep") for head in ("gemm", "matmul", "matmul-add")
+]
+
+
+@pytest.mark.parametrize(("pool", "head"), [*ENDS, ("global", "conv")])
 def test_other_ends_of_the_network(tmp_path: Path, pool: str, head: str) -> None:
     two_convolutions(tmp_path / "float.onnx", np.random.default_rng(3), pool, head)
     quantize(tmp_path / "float.onnx", tmp_path / "quantized.onnx", 10)
@@ -105,6 +112,17 @@ def refuses(model: onnx.ModelProto, tmp_path: Path, match: str) -> None:
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(UnsupportedGraph, match=match):
         read_onnx(tmp_path / "changed.onnx")
+
+
+def test_fixed_batch_is_run_as_often_as_it_takes(tmp_path: Path) -> None:
+    model = quantized_model(tmp_path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "two.onnx")
+    net = read_onnx(tmp_path / "two.onnx")
+    assert parity(net, tmp_path / "two.onnx", images(4, 10)).is_equal
+    with pytest.raises(ExportError, match="the model takes 2 images at a time, got 3"):
+        parity(net, tmp_path / "two.onnx", images(3, 10))
 
 
 def test_unknown_operator_is_named(tmp_path: Path) -> None:
