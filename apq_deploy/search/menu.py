@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from apq_deploy.errors import UserError
 from apq_deploy.search.choices import Choices
 from apq_deploy.search.costs import SpaceCosts
-from apq_deploy.space import GENES_PER_BLOCK, Genes
+from apq_deploy.space import GENES_PER_BLOCK, KERNEL_GENE, Genes
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,17 @@ class Menu:
         return tuple(self.costs.rows[rows] for rows in self.groups)
 
     @cached_property
+    def group_chances(self) -> tuple[NDArray[np.float64], ...]:
+        """How likely `Choices.sample` is to draw each block of every group: kernels evenly, then the rest evenly."""
+        chances = []
+        for group, rows in enumerate(self.groups):
+            position = self.group_of.index(group)
+            kernel = (rows - self.costs.offsets[position]) // self.costs.strides[position, KERNEL_GENE]
+            count = np.bincount(kernel)
+            chances.append(1.0 / (count[kernel] * np.count_nonzero(count)))
+        return tuple(chances)
+
+    @cached_property
     def stage_positions(self) -> tuple[NDArray[np.int64], ...]:
         stages = self.costs.space.stage_of_block
         return tuple(np.flatnonzero(stages == stage) for stage in range(self.costs.space.n_stages))
@@ -139,13 +150,13 @@ class Menu:
         divergence), so the most diverse one. Zero weights give random sampling itself.
         """
         cumulative, log_mean, means = [], [], []
-        for costs in self.group_costs:
+        for costs, before in zip(self.group_costs, self.group_chances, strict=True):
             exponent = -(costs @ weights)
             top = exponent.max()
-            factor = np.exp(exponent - top)
+            factor = before * np.exp(exponent - top)
             sums = np.cumsum(factor)
             cumulative.append(sums / sums[-1])
-            log_mean.append(top + np.log(sums[-1] / len(factor)))
+            log_mean.append(top + np.log(sums[-1]))
             means.append(factor @ costs / sums[-1])
         depths, total = [], self.costs.constant.copy()
         for stage, positions in enumerate(self.stage_positions):
