@@ -36,7 +36,10 @@ class Evaluator:
     def __init__(self, space: SearchSpace, accuracy: Accuracy) -> None:
         self.space = space
         self.evaluations = 0
-        self._accuracy = accuracy
+        # a protocol is slow to check, so once
+        self._score: Callable[[Genes], NDArray[np.floating]] = (
+            accuracy.score_genes if isinstance(accuracy, GeneScorer) else lambda genes: accuracy(space.encode(genes))
+        )
 
     def __call__(self, genes: Genes) -> NDArray[np.float64]:
         """Predicted accuracies, (n,).
@@ -45,9 +48,7 @@ class Evaluator:
         """
         if not len(genes):
             return np.zeros(0)
-        accuracy = self._accuracy
-        direct = isinstance(accuracy, GeneScorer)
-        scores = np.asarray(accuracy.score_genes(genes) if direct else accuracy(self.space.encode(genes)), np.float64)
+        scores = np.asarray(self._score(genes), np.float64)
         if scores.shape == (len(genes), 1):
             scores = scores[:, 0]
         if scores.shape != (len(genes),):

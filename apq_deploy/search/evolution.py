@@ -18,10 +18,9 @@ from apq_deploy.space import Genes
 # How children come about: by mutation, by crossing, or by both.
 Kind: TypeAlias = Literal["mutants", "crossed", "bred"]
 
-# Children are drawn again and again until enough of them fit the budget, but not for ever.
-MAX_DRAWS = 3
-# Draws at a time, as a multiple of the children that are wanted.
-DRAW_LIMIT: dict[Kind, int] = {"mutants": 10, "crossed": 3, "bred": 10}
+# Children are drawn anew until enough of them fit the budget, but not for ever: how often at most, and how many at a
+# time, as a multiple of the children that are wanted. Parents that are much alike have few children left to cross.
+DRAWS: dict[Kind, tuple[int, int]] = {"mutants": (3, 10), "crossed": (1, 3), "bred": (3, 10)}
 
 
 def evolve(
@@ -88,10 +87,11 @@ class Brood:
     def children(self, kind: Kind, n: int, draw: Callable[[int], Genes]) -> Genes:
         """At most n of the genomes that `draw(count)` gives: those within the budget that were not seen before."""
         pieces, missing = [np.zeros((0, self._menu.costs.space.n_genes), np.int8)], n
-        for _ in range(MAX_DRAWS):
+        rounds, most = DRAWS[kind]
+        for _ in range(rounds):
             if missing <= 0:
                 break
-            count = min(int(1.2 * missing / self._yield[kind]) + 2, DRAW_LIMIT[kind] * missing)
+            count = min(int(1.2 * missing / self._yield[kind]) + 2, most * missing)
             drawn = draw(count)
             used = self._menu.costs.used_rows(drawn)
             fit = np.flatnonzero(self._menu.costs.rows_fit(used, self._bounds))
