@@ -41,7 +41,7 @@ def compile_tvm(
         raise ExportError(f"network {net.name} has no layers to compile")
     compiler(chosen)  # before the work, not after
     program = plan(net, chosen.isa)
-    module, kernels = build_module(program, chosen.isa, threads)
+    module = build_module(program, chosen.isa, threads)
     sha256 = source_sha256 or network_sha256(net)
     metadata = Metadata(
         name=net.name,
@@ -55,7 +55,7 @@ def compile_tvm(
         image_shape=net.input.shape,
         output_shape=net.output.shape,
         tensors=_tensor_entries(net, program),
-        layers=_layer_entries(net, program, kernels),
+        layers=_layer_entries(net, program),
     )
     with tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(module, target=tvm.target.Target(dict(chosen.llvm)))
@@ -74,11 +74,13 @@ def _tensor_entries(net: QuantizedNetwork, program: Program) -> tuple[TensorEntr
     )
 
 
-def _layer_entries(net: QuantizedNetwork, program: Program, kernels: list[str]) -> tuple[LayerEntry, ...]:
+def _layer_entries(net: QuantizedNetwork, program: Program) -> tuple[LayerEntry, ...]:
     layers = {layer.name: layer for layer in net.layers}
+    names = program.kernel_names()
     entries = []
-    for index, (step, kernel) in enumerate(zip(program.steps, kernels, strict=True)):
-        if index in (0, len(kernels) - 1):
+    for index, step in enumerate(program.steps):
+        kernel = names[step.spec]
+        if step.layer not in layers:
             tensor = net.output if index else net.input
             entries.append(LayerEntry(step.layer, step.layer.capitalize(), kernel, None, tensor.bits))
             continue

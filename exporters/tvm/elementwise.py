@@ -97,8 +97,8 @@ def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.Kernel:
     return ir.Kernel(((image_shape, "float32"), (target.size, "uint8")), body)
 
 
-def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.Kernel:
-    """(first uint8, second uint8, target uint8), with onnxruntime's order of roundings.
+def add_constants(spec: AddSpec) -> tuple[list[np.float32], np.float32, Clamp]:
+    """Ratios of the inputs' scales to the output's, the constant of the sum, and the clamp of its rounded value.
 
     y = a * ra + (b * rb + offset), each a fused multiply-add, offset = zc - fma(ra, za, rb * zb).
     Source: onnxruntime, QLinearAdd.
@@ -107,14 +107,19 @@ def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.Kernel:
     ratios = [single(single(operand.scale) / single(spec.scale)) for operand in (spec.first, spec.second)]
     inner = single(ratios[1] * single(spec.second.zero_point))
     offset = single(spec.zero_point) - single(np.float64(ratios[0]) * spec.first.zero_point + np.float64(inner))
+    # the sum holds the zero point already; what is left to add is the shift of a signed code
+    shift = spec.clamp.zero_point - spec.zero_point
+    return ratios, offset, Clamp(shift, spec.clamp.low, spec.clamp.high)
+
+
+def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.Kernel:
+    """(first uint8, second uint8, target uint8), with onnxruntime's order of roundings."""
+    ratios, offset, clamp = add_constants(spec)
     layouts = [spec.first.layout, spec.second.layout, spec.target]
     if not any(any(layout.border) for layout in layouts):
         layouts = [layout.flat() for layout in layouts]
     first, second, target = layouts
     line = target.width * target.pitch
-    # what the rounded sum must be moved by to be the stored byte, and the clamp in the same terms
-    shift = spec.clamp.zero_point - spec.zero_point
-    clamp = Clamp(shift, spec.clamp.low, spec.clamp.high)
     chunk = chunk_size(isa, line)
 
     def values(codes: ir.Buffer, start: ir.Expr, operand: Operand) -> list[ir.Expr]:

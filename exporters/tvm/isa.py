@@ -15,6 +15,7 @@ from exporters.tvm.layout import Clamp
 
 # Adding 1.5 * 2**23 leaves the nearest integer (ties to even) of a small float32 in the low bits of the sum.
 ROUNDING_OFFSET = 12582912.0
+ROUNDING_BITS = 0x4B400000  # that float's bits
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Isa(ABC):
     def round(self, value: ir.Expr) -> ir.Expr:
         """The nearest int32 (ties to even) of float32 values within +-2**21."""
         shifted = ir.bits(value + ir.splat(ROUNDING_OFFSET, "float32", self.lanes), "int32", self.lanes)
-        return shifted - ir.splat(0x4B400000, "int32", self.lanes)
+        return shifted - ir.splat(ROUNDING_BITS, "int32", self.lanes)
 
     def codes(self, values: Sequence[ir.Expr], clamp: Clamp, may_overflow: bool) -> ir.Expr:
         """Four float32 vectors, rounded, shifted by the zero point and clamped, as one vector of uint8 codes.

@@ -27,53 +27,14 @@ from exporters.qnet import (
     QWeighted,
 )
 from exporters.reference import requantization_scale
-from exporters.tvm.conv import ConvSpec, channel_order, conv_kernel, pack_conv, split_weight
-from exporters.tvm.depthwise import DepthwiseSpec, depthwise_kernel, group_order, pack_depthwise
-from exporters.tvm.elementwise import (
-    AddSpec,
-    DequantizeSpec,
-    Operand,
-    QuantizeSpec,
-    TableSpec,
-    add_kernel,
-    dequantize_kernel,
-    quantize_kernel,
-    table_kernel,
-)
+from exporters.tvm.conv import ConvSpec, split_weight
+from exporters.tvm.depthwise import DepthwiseSpec
+from exporters.tvm.elementwise import AddSpec, DequantizeSpec, Operand, QuantizeSpec, TableSpec
+from exporters.tvm.families import Spec, family_of
 from exporters.tvm.isa import Isa
 from exporters.tvm.layout import SIGNED_SHIFT, Border, Clamp, Layout
-from exporters.tvm.pooling import (
-    FloatPoolSpec,
-    MaxPoolSpec,
-    PoolSpec,
-    float_pool_kernel,
-    max_pool_kernel,
-    pool_kernel,
-    pool_ratio,
-)
+from exporters.tvm.pooling import FloatPoolSpec, MaxPoolSpec, PoolSpec, pool_ratio
 
-KERNELS = {
-    ConvSpec: conv_kernel,
-    DepthwiseSpec: depthwise_kernel,
-    QuantizeSpec: quantize_kernel,
-    AddSpec: add_kernel,
-    PoolSpec: pool_kernel,
-    FloatPoolSpec: float_pool_kernel,
-    MaxPoolSpec: max_pool_kernel,
-    TableSpec: table_kernel,
-    DequantizeSpec: dequantize_kernel,
-}
-Spec = (
-    ConvSpec
-    | DepthwiseSpec
-    | QuantizeSpec
-    | AddSpec
-    | PoolSpec
-    | FloatPoolSpec
-    | MaxPoolSpec
-    | TableSpec
-    | DequantizeSpec
-)
 LOGITS = ""  # the last step's target: no tensor of the network
 Constants = tuple[NDArray[Any], ...]
 INT32_LIMIT = 2.0**31
@@ -96,6 +57,14 @@ class Program:
 
     steps: tuple[Step, ...]
     layouts: dict[str, Layout] = field(hash=False)
+
+    def kernel_names(self) -> dict[Spec, str]:
+        """A name for each kernel, as the steps first need them; steps of one description share it."""
+        names: dict[Spec, str] = {}
+        for step in self.steps:
+            if step.spec not in names:
+                names[step.spec] = f"{type(step.spec).__name__.removesuffix('Spec').lower()}_{len(names)}"
+        return names
 
 
 def plan(net: QuantizedNetwork, isa: Isa) -> Program:
@@ -133,17 +102,15 @@ def plan_layouts(net: QuantizedNetwork) -> dict[str, Layout]:
     return layouts
 
 
-def build_module(program: Program, isa: Isa, threads: int) -> tuple[tvm.IRModule, list[str]]:
-    """Relax functions `main` (image -> logits) and `tensors` (image -> all activations); and each step's kernel."""
+def build_module(program: Program, isa: Isa, threads: int) -> tvm.IRModule:
+    """Relax functions `main` (image -> logits) and `tensors` (image -> all activations)."""
     image_layout = program.layouts[program.steps[0].target]
     image_shape = image_layout.channels, image_layout.height, image_layout.width
     builder = relax.BlockBuilder()
     kernels: dict[Spec, Any] = {}
-    for step in program.steps:
-        if step.spec not in kernels:
-            name = f"{type(step.spec).__name__.removesuffix('Spec').lower()}_{len(kernels)}"
-            function = KERNELS[type(step.spec)](isa, step.spec, threads).function(name)
-            kernels[step.spec] = builder.add_func(function, name)
+    for spec, name in program.kernel_names().items():
+        function = family_of(isa).kernel(isa, spec, threads).function(name)
+        kernels[spec] = builder.add_func(function, name)
     constants = {id(array): relax.const(array) for step in program.steps for array in step.constants}
     for function in ("main", "tensors"):
         image = relax.Var("image", relax.TensorType((1, *image_shape), "float32"))
@@ -159,7 +126,7 @@ def build_module(program: Program, isa: Isa, threads: int) -> tuple[tvm.IRModule
                 values[step.target] = builder.emit(relax.call_tir(kernels[step.spec], arguments, kind))
             logits = values.pop(LOGITS)
             builder.emit_func_output(logits if function == "main" else relax.Tuple(list(values.values())))
-    return builder.finalize(), [kernels[step.spec].name_hint for step in program.steps]
+    return builder.finalize()
 
 
 def _image_shape(tensor: QTensor) -> tuple[int, int, int]:
@@ -242,13 +209,13 @@ def _lower_weighted(
     else:
         stride, padding = layer.stride, layer.padding[:2]
     kernel = weight.shape[2], weight.shape[3]
-    parts = split_weight(weight)
+    parts, family = split_weight(weight), family_of(isa)
     if isinstance(layer, QDepthwise):
         spec = DepthwiseSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
-        packed, order = pack_depthwise(isa, spec, parts), group_order(isa, target.pitch)
+        packed, order = family.pack_depthwise(isa, spec, parts), family.depthwise_order(isa, target.pitch)
     else:
         spec = ConvSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
-        packed, order = pack_conv(isa, parts, target.pitch), channel_order(isa, target.pitch)
+        packed, order = family.pack_conv(isa, parts, target.pitch), family.conv_order(isa, target.pitch)
     padded_bias, padded_scale = np.zeros(target.pitch, np.int32), np.zeros(target.pitch, np.float32)
     padded_bias[: len(bias)] = bias.astype(np.int32)
     padded_scale[: len(scale)] = scale

@@ -12,6 +12,7 @@ from typing import Any
 from exporters.errors import ExportError
 from exporters.tvm.arm import NEON, NEON_DOT
 from exporters.tvm.isa import Isa
+from exporters.tvm.plain import PLAIN
 from exporters.tvm.x86 import AVX2, SSE2, VNNI
 
 # Names as Linux lists them in /proc/cpuinfo; a level of x86-64 is the features LLVM may use at that -mcpu.
@@ -111,6 +112,9 @@ TARGETS = {
         ),
     )
 }
+C_SOURCE = CompileTarget(
+    "c", "C source for any compiler, as a static library or a file", PLAIN, platform.machine(), (), {"kind": "c"}
+)
 HOST = "host"
 
 

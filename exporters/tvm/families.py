@@ -1,0 +1,85 @@
+"""Which generators write the code for an instruction set: those over vectors, or plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.tvm import conv, depthwise, elementwise, ir, plain, pooling
+from exporters.tvm.conv import ConvSpec
+from exporters.tvm.depthwise import DepthwiseSpec
+from exporters.tvm.elementwise import AddSpec, DequantizeSpec, QuantizeSpec, TableSpec
+from exporters.tvm.isa import Isa
+from exporters.tvm.pooling import FloatPoolSpec, MaxPoolSpec, PoolSpec
+
+Spec = (
+    ConvSpec
+    | DepthwiseSpec
+    | QuantizeSpec
+    | AddSpec
+    | PoolSpec
+    | FloatPoolSpec
+    | MaxPoolSpec
+    | TableSpec
+    | DequantizeSpec
+)
+Order = Callable[[Isa, int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """generators: kernel by type of its description. The rest: how weights, and with them channels, are arranged."""
+
+    generators: Mapping[type, Callable[[Isa, Any, int], ir.Kernel]] = field(hash=False)
+    pack_conv: Callable[[Isa, NDArray[np.int8], int], NDArray[Any]]
+    conv_order: Order
+    pack_depthwise: Callable[[Isa, DepthwiseSpec, NDArray[np.int8]], NDArray[Any]]
+    depthwise_order: Order
+
+    def kernel(self, isa: Isa, spec: Spec, threads: int) -> ir.Kernel:
+        return self.generators[type(spec)](isa, spec, threads)
+
+
+VECTORS = Family(
+    {
+        ConvSpec: conv.conv_kernel,
+        DepthwiseSpec: depthwise.depthwise_kernel,
+        QuantizeSpec: elementwise.quantize_kernel,
+        AddSpec: elementwise.add_kernel,
+        PoolSpec: pooling.pool_kernel,
+        FloatPoolSpec: pooling.float_pool_kernel,
+        MaxPoolSpec: pooling.max_pool_kernel,
+        TableSpec: elementwise.table_kernel,
+        DequantizeSpec: elementwise.dequantize_kernel,
+    },
+    conv.pack_conv,
+    conv.channel_order,
+    depthwise.pack_depthwise,
+    depthwise.group_order,
+)
+LOOPS = Family(
+    {
+        ConvSpec: plain.conv_kernel,
+        DepthwiseSpec: plain.depthwise_kernel,
+        QuantizeSpec: plain.quantize_kernel,
+        AddSpec: plain.add_kernel,
+        PoolSpec: plain.pool_kernel,
+        FloatPoolSpec: plain.float_pool_kernel,
+        MaxPoolSpec: plain.max_pool_kernel,
+        TableSpec: elementwise.table_kernel,
+        DequantizeSpec: plain.dequantize_kernel,
+    },
+    plain.pack_conv,
+    plain.natural_order,
+    plain.pack_depthwise,
+    plain.natural_order,
+)
+
+
+def family_of(isa: Isa) -> Family:
+    """The generators for an instruction set."""
+    return LOOPS if isa.lanes == 1 else VECTORS
