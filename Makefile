@@ -5,7 +5,11 @@ BIN := .venv/bin
 .PHONY: demo test lint bench clean
 
 demo: .venv/ready
-	$(BIN)/apq-deploy demo
+	$(BIN)/apq-deploy search --latency-ms 0.05 --run apq-run
+	$(BIN)/apq-deploy export apq-run/model.onnx --run apq-run
+	$(BIN)/apq-deploy compile apq-run/model.onnx -o apq-run/model.so --run apq-run
+	@echo
+	$(BIN)/apq-deploy report --run apq-run
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import ModelFolder, Samples
+from apq_deploy.predictor.collect import CLIP_IMAGES
 from apq_deploy.progress import progress
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.convert import to_integers
@@ -41,11 +42,12 @@ TIMED_RUNS = 50
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """How a subnet is quantized: fine-tuning steps, and clip methods where not the defaults."""
+    """How a subnet is quantized: fine-tuning steps, clip methods where not the defaults, scales of powers of two."""
 
     finetune_steps: int = 20
     weight_method: ClipMethod | None = None
     act_method: ClipMethod | None = None
+    power_of_two: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +101,10 @@ def export_network(
     pixels, labels = images.test.pixels, images.test.classes
     figures = {"float": 100 * accuracy(subnet, pixels, labels)}
     network = QuantizedSubnet(copy.deepcopy(subnet))
-    calibrate(network, calibration[:1], weight_method=settings.weight_method, act_method=settings.act_method)
+    if settings.power_of_two:
+        network.use_power_of_two_scales()
+    few = [calibration[0][:CLIP_IMAGES]]
+    calibrate(network, few, weight_method=settings.weight_method, act_method=settings.act_method)
     reestimate_batch_norm(network, calibration)
     figures["calibrated"] = 100 * accuracy(network, pixels, labels)
     if settings.finetune_steps:

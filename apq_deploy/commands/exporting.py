@@ -30,6 +30,7 @@ def export(
     finetune_steps: Annotated[int, typer.Option(min=0, help="Steps of quantization-aware fine-tuning.")] = 20,
     weight_method: Annotated[str | None, typer.Option(help="Clips of weights: kl, mse, max or percentile.")] = None,
     act_method: Annotated[str | None, typer.Option(help="Clips of activations: the same.")] = None,
+    power_of_two: Annotated[bool, typer.Option(help="Round every scale to a power of two.")] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +44,7 @@ def export(
     from apq_deploy.exporting import ExportSettings, export_network
     from apq_deploy.model import find_model
 
-    settings = ExportSettings(finetune_steps, weight_method, act_method, seed)  # type: ignore[arg-type]
+    settings = ExportSettings(finetune_steps, weight_method, act_method, power_of_two, seed)  # type: ignore[arg-type]
     report = export_network(result, find_model(result.search_space(), model), output, folder.export, settings, data)
     show(report, describe_export(report), as_json)
 

@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apq_deploy.quantize.network import QuantizedSubnet, QuantizedUnit
-from apq_deploy.quantize.quantizers import Quantizer
+from apq_deploy.quantize.network import (
+    IMAGE_SCALE,
+    SMALLEST_SCALE,
+    QuantizedSubnet,
+    QuantizedUnit,
+    accumulator_scale,
+)
+from apq_deploy.quantize.quantizers import RELU6_CLIP, Quantizer, nearest_power_of_two
 from exporters.qnet import QAdd, QConv, QDepthwise, QLayer, QLinear, QPool, QTensor, QuantizedNetwork
-
-# A channel whose folded weights are nearly zero would get a scale so small that its bias overflows the accumulator; the
-# scale is raised until the bias stays below this, within which float32 sums are exact too.
-LARGEST_BIAS = 2**23
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ def to_integers(network: QuantizedSubnet, name: str | None = None) -> QuantizedN
     """The integer network that `network` simulates, in evaluation mode."""
     space = network.space
     size = space.input_size
-    image = QTensor("image", (space.input_channels, size, size), _f32(1 / 255), 0, 8, 0, 255)
+    # 1/255 makes the 8-bit codes of an image its pixels; 1/256 is the power of two next to it.
+    step = 1 / 256 if network.pool.power_of_two else IMAGE_SCALE
+    image = QTensor("image", (space.input_channels, size, size), _f32(step), 0, 8, 0, 255)
     layers: list[QLayer] = []
 
     def conv(layer: str, unit: QuantizedUnit, source: QTensor) -> QTensor:
@@ -98,14 +102,13 @@ def _tensor(name: str, shape: tuple[int, ...], quantizer: Quantizer) -> QTensor:
     scale, bits = _f32(quantizer.scale.item()), quantizer.bits
     if quantizer.signed:
         return QTensor(name, shape, scale, 2 ** (bits - 1), bits, 1, 2**bits - 1)
-    return QTensor(name, shape, scale, 0, bits, 0, 2**bits - 1)
+    # ReLU6 is part of the clamp: with a scale rounded up to a power of two the codes could go beyond 6.
+    highest = min(2**bits - 1, round(RELU6_CLIP / scale))
+    return QTensor(name, shape, scale, 0, bits, 0, highest)
 
 
 def _fold(unit: QuantizedUnit, input_scale: float) -> _Weights:
-    bn = unit.bn
-    assert bn.running_mean is not None and bn.running_var is not None
-    factor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    bias = bn.bias - bn.running_mean * factor
+    factor, bias = unit.batch_norm()
     return _integers(unit.conv.weight, unit.weight, factor, bias, input_scale)
 
 
@@ -115,20 +118,23 @@ def _linear(network: QuantizedSubnet, input_scale: float) -> _Weights:
 
 
 def _integers(weight: Tensor, quantizer: Quantizer, factor: Tensor, bias: Tensor, input_scale: float) -> _Weights:
-    """Codes, per-channel scales and integer biases of one layer.
-
-    A channel whose scale had to be raised for its bias is quantized anew at that scale.
-    """
-    scale, highest = quantizer.scale.detach().cpu(), quantizer.levels
-    g = factor.detach().cpu().double()
-    b = bias.detach().cpu().double()
-    own = (g.abs() * scale.double()).clamp(min=1e-30)
-    least = b.abs() / (input_scale * LARGEST_BIAS)
-    channel_scale = torch.maximum(own, least).float()
-    shape = (-1,) + (1,) * (weight.ndim - 1)
-    codes = (weight.detach().cpu() / scale).round().clamp(-highest, highest)
-    codes = codes * torch.where(g < 0, -1.0, 1.0).float().view(shape)
-    shrink = (own / channel_scale.double()).float().view(shape)
-    codes = torch.where((least > own).view(shape), (codes * shrink).round(), codes)
+    """Codes, per-channel scales and integer biases of one layer."""
+    scale, highest = quantizer.scale.detach().cpu().double(), quantizer.levels
+    g, b, w = factor.detach().cpu().double(), bias.detach().cpu().double(), weight.detach().cpu()
+    shape = (-1,) + (1,) * (w.ndim - 1)
+    own = (g.abs() * scale).clamp(min=SMALLEST_SCALE)
+    codes = (w / scale.float()).round().clamp(-highest, highest).double()
+    codes = codes * torch.where(g < 0, -1.0, 1.0).view(shape)
+    if quantizer.power_of_two:
+        own = nearest_power_of_two(own)
+        codes = (w.double() * g.view(shape) / own.view(shape)).round().clamp(-highest, highest)
+    largest = codes.abs().flatten(1).amax(1)
+    channel_scale = accumulator_scale(own, largest, b, highest, input_scale)
+    if quantizer.power_of_two:
+        channel_scale = torch.exp2(channel_scale.log2().ceil())
+    # A whole number where the scale became finer; a fraction where it had to be raised for the bias.
+    codes = (codes * (own / channel_scale).view(shape)).round()
+    codes = torch.where((largest > 0).view(shape), codes, 0.0)
+    channel_scale = channel_scale.float()  # what the file holds
     bias_codes = (b / (input_scale * channel_scale.double())).round()
     return _Weights(codes.to(torch.int8).numpy(), channel_scale.numpy(), bias_codes.to(torch.int32).numpy())

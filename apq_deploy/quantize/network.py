@@ -18,12 +18,37 @@ from apq_deploy.quantize.quantizers import Quantizer
 from apq_deploy.supernet.data import to_unit
 from apq_deploy.supernet.subnet import ConvUnit, InvertedResidual, Subnet
 
+IMAGE_SCALE = 1 / 255
+# A channel whose folded weights are nearly zero would get a scale so small that its bias overflows the accumulator; the
+# scale is raised until the bias stays below this, within which float32 sums are exact too.
+LARGEST_BIAS = 2**23
+SMALLEST_SCALE = 1e-30
+
+
+def accumulator_scale(own: Tensor, largest_codes: Tensor, bias: Tensor, levels: int, input_scale: float) -> Tensor:
+    """Weight scale of every channel that makes the accumulator's step as fine as it can be, (out,).
+
+    own: scale of the folded weights. Codes that use a part of their range only can be multiplied by a whole number and
+    the scale divided by it, which changes no product; a channel without any weight left gets the finest step that its
+    bias allows.
+    """
+    own = own.clamp(min=SMALLEST_SCALE)
+    least = (bias.abs() / (input_scale * LARGEST_BIAS)).clamp(min=SMALLEST_SCALE)
+    finer = torch.where(largest_codes > 0, (levels / largest_codes.clamp(min=1)).floor(), torch.inf)
+    finer = torch.minimum(finer, (own / least).floor()).clamp(min=1)
+    return torch.maximum(own / finer, least)
+
 
 class QuantizedUnit(nn.Module):
-    """Convolution with quantized weights, batch norm, ReLU6 unless linear, quantized output."""
+    """Convolution with quantized weights, batch norm, ReLU6 unless linear, quantized output.
 
-    def __init__(self, unit: ConvUnit, weight_bits: int, out_bits: int) -> None:
+    The bias that batch norm leaves is rounded to the step of the integer accumulator, as the export must do: with few
+    bits that step is coarse, and what reads the tensor has to be estimated and trained on what it will get.
+    """
+
+    def __init__(self, unit: ConvUnit, weight_bits: int, out_bits: int, source: Quantizer | None) -> None:
         super().__init__()
+        self._source = (source,)  # in a tuple: it belongs to another unit
         self.conv = unit.conv
         self.bn = unit.bn
         self.linear = unit.linear
@@ -34,20 +59,61 @@ class QuantizedUnit(nn.Module):
         conv = self.conv
         weight = self.weight(conv.weight)
         y = self.bn(F.conv2d(x, weight, None, conv.stride, conv.padding, groups=conv.groups))  # type: ignore[arg-type]
+        if self.weight.enabled:
+            y = y + self._bias_rounding(weight)[:, None, None]
         return self.output(y if self.linear else F.relu6(y))
+
+    @property
+    def input_scale(self) -> float:
+        """Scale of the tensor that the convolution reads."""
+        source = self._source[0]
+        return IMAGE_SCALE if source is None else source.scale.item()
+
+    def batch_norm(self) -> tuple[Tensor, Tensor]:
+        """Factor and bias of every channel, (out,) each, by the present statistics."""
+        bn = self.bn
+        assert bn.running_mean is not None and bn.running_var is not None
+        factor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        return factor, bn.bias - bn.running_mean * factor
+
+    @torch.no_grad()
+    def _bias_rounding(self, weight: Tensor) -> Tensor:
+        """What rounding adds to the bias of every channel, (out,)."""
+        factor, bias = self.batch_norm()
+        scale = self.weight.scale
+        codes = (weight / scale).round().flatten(1).abs().amax(1)
+        step = self.input_scale * accumulator_scale(
+            factor.abs() * scale, codes, bias, self.weight.levels, self.input_scale
+        )
+        return (bias / step).round() * step - bias
 
 
 class QuantizedBlock(nn.Module):
     """An inverted-residual block; `add` quantizes the sum where there is a residual connection."""
 
     def __init__(
-        self, block: InvertedResidual, pointwise: tuple[int, int], depthwise: tuple[int, int], out_bits: int, fixed: int
+        self,
+        block: InvertedResidual,
+        pointwise: tuple[int, int],
+        depthwise: tuple[int, int],
+        out_bits: int,
+        fixed: int,
+        source: Quantizer,
     ) -> None:
         super().__init__()
-        self.expand = QuantizedUnit(block.expand, pointwise[0], depthwise[1]) if block.expand is not None else None
-        self.depthwise = QuantizedUnit(block.depthwise, depthwise[0], pointwise[1])
-        self.project = QuantizedUnit(block.project, pointwise[0], fixed if block.residual else out_bits)
+        self.expand = None
+        if block.expand is not None:
+            self.expand = QuantizedUnit(block.expand, pointwise[0], depthwise[1], source)
+            source = self.expand.output
+        self.depthwise = QuantizedUnit(block.depthwise, depthwise[0], pointwise[1], source)
+        project_bits = fixed if block.residual else out_bits
+        self.project = QuantizedUnit(block.project, pointwise[0], project_bits, self.depthwise.output)
         self.add = Quantizer(out_bits, signed=True) if block.residual else None
+
+    @property
+    def output(self) -> Quantizer:
+        """What quantizes the block's output."""
+        return self.project.output if self.add is None else self.add
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand(x) if self.expand is not None else x
@@ -74,10 +140,12 @@ class QuantizedSubnet(nn.Module):
         widths = [b for b in bits if b is not None]
         reads = [b.pointwise_act for b in widths] + [fixed]  # what reads the output of every block
         first = subnet.first_block
-        self.stem = QuantizedUnit(subnet.stem, fixed, reads[0] if first is None else fixed)
-        self.first_block = (
-            None if first is None else QuantizedBlock(first, (fixed, fixed), (fixed, fixed), reads[0], fixed)
-        )
+        self.stem = QuantizedUnit(subnet.stem, fixed, reads[0] if first is None else fixed, None)
+        source = self.stem.output
+        self.first_block = None
+        if first is not None:
+            self.first_block = QuantizedBlock(first, (fixed, fixed), (fixed, fixed), reads[0], fixed, source)
+            source = self.first_block.output
         self.stages = nn.ModuleList()
         index = 0
         for stage in subnet.stages:
@@ -91,11 +159,13 @@ class QuantizedSubnet(nn.Module):
                         (b.depthwise_weight, b.depthwise_act),
                         reads[index + 1],
                         fixed,
+                        source,
                     )
                 )
+                source = blocks[-1].output  # type: ignore[assignment]
                 index += 1
             self.stages.append(blocks)
-        self.head = QuantizedUnit(subnet.head, fixed, fixed)
+        self.head = QuantizedUnit(subnet.head, fixed, fixed, source)
         self.pool = Quantizer(fixed, signed=False)
         self.classifier = subnet.classifier
         self.classifier_weight = Quantizer(fixed, signed=True)
@@ -115,6 +185,12 @@ class QuantizedSubnet(nn.Module):
         for s, stage in enumerate(self.stages, 1):
             for b, block in enumerate(stage, 1):  # type: ignore[arg-type]
                 yield f"stage{s}.block{b}", block  # type: ignore[misc]
+
+    def use_power_of_two_scales(self) -> None:
+        """Round every scale to a power of two, so that integers and floats agree on every runtime."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.power_of_two = True
 
     def units(self) -> Iterator[tuple[str, QuantizedUnit]]:
         """Every convolution with its name, in order."""

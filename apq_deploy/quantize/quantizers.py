@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apq_deploy.quantize.histogram import Histogram
 
-SMALLEST_CLIP = 1e-3
+SMALLEST_CLIP = 1e-6
 RELU6_CLIP = 6.0
 
 
@@ -43,11 +43,17 @@ class _FakeQuantize(torch.autograd.Function):
         return grad * inside, grad_scale.view_as(scale), None, None
 
 
+def nearest_power_of_two(values: Tensor) -> Tensor:
+    """The powers of two nearest to positive values, by their logarithm."""
+    return torch.exp2(values.log2().round())
+
+
 class Quantizer(nn.Module):
     """Fake quantization of one tensor by `bits`.
 
     clip: the learnable v. signed: symmetric codes; else codes from 0, for tensors after ReLU6, whose v is at most 6.
     While `histogram` is set, tensors are only counted in it; while `enabled` is False they pass unchanged.
+    With `power_of_two` the scale is the nearest power of two to v / levels.
     """
 
     def __init__(self, bits: int, *, signed: bool) -> None:
@@ -57,6 +63,7 @@ class Quantizer(nn.Module):
         self.clip = nn.Parameter(torch.tensor(1.0 if signed else RELU6_CLIP))
         self.histogram: Histogram | None = None
         self.enabled = True
+        self.power_of_two = False
 
     @property
     def levels(self) -> int:
@@ -66,7 +73,10 @@ class Quantizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         highest = None if self.signed else RELU6_CLIP
-        return self.clip.clamp(SMALLEST_CLIP, highest) / self.levels
+        scale = self.clip.clamp(SMALLEST_CLIP, highest) / self.levels
+        if self.power_of_two:
+            scale = scale * (nearest_power_of_two(scale.detach()) / scale.detach())
+        return scale
 
     def forward(self, x: Tensor) -> Tensor:
         if self.histogram is not None:

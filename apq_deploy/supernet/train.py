@@ -34,6 +34,8 @@ PHASES: tuple[Phase, ...] = ("largest", "kernel", "depth", "width")
 CHECKPOINT_SCHEMA = "apq-deploy/training/1"
 SUPERNET_SCHEMA = "apq-deploy/supernet/1"
 CALIBRATION_IMAGES = 2000
+CALIBRATION_PIXELS = CALIBRATION_IMAGES * 28 * 28
+"""Of one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +262,15 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> 
 
 
 def calibration_batches(images: ImageSet, seed: int, device: str = "cpu", n: int = CALIBRATION_IMAGES) -> list[Tensor]:
-    """Batches of training images for batch-norm statistics, the same for the same seed."""
+    """Batches of training images for batch-norm statistics, the same for the same seed.
+
+    A batch is as large as memory allows: statistics of one batch are exact for every layer at once, an average over
+    batches is not where a layer reads what other statistics have rounded.
+    """
     chosen = np.random.default_rng((seed, 3)).permutation(len(images))[:n]
-    return [to_unit(images.images(chosen[i : i + 500]), device) for i in range(0, len(chosen), 500)]
+    pixels = int(images.images(chosen[:1]).shape[-1]) ** 2
+    size = max(64, min(n, CALIBRATION_PIXELS // pixels))
+    return [to_unit(images.images(chosen[i : i + size]), device) for i in range(0, len(chosen), size)]
 
 
 def reestimate_elastic(network: Supernet, arch: Arch, batches: list[Tensor]) -> None:
