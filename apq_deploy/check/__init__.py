@@ -1,0 +1,1 @@
+"""Deployment checks: the gates of a `deploy.toml`, run on a model file."""
