@@ -1,11 +1,11 @@
 """The search at the scale of APQ's space against a plain loop over candidates with the same rules.
 
-    python -m benchmarks.search [--seeds 10] [--budgets 6.2 8.4 12.2] [--plain-seeds 2]
+    python -m benchmarks.search [--seeds 10] [--budgets 6.2 8.4 12.2] [--plain-seeds 10]
 
 Everything on one core: costs of the preset `bitfusion` in the sums of APQ's own table, and a fixed random network
 772-400-400-400-1 as the predictor, so that scores say how well each search maximises a rugged function, no more. Prints
-the processor time of 500 generations, its ratio to the plain loop, the time to the first population, and the best score after the
-same number of evaluations over the seeds: median and range.
+the processor time of 500 generations, its ratio to the plain loop, the time to the first population, and the best score
+after the same number of evaluations over the seeds: median and range.
 """
 
 from __future__ import annotations

@@ -148,10 +148,10 @@ def test_small_spaces_are_solved_and_say_why_they_stopped(algorithm: str) -> Non
 
 
 def test_patience_and_generations_are_given_as_reasons() -> None:
-    flat = search(COSTS, lambda f: np.ones(len(f)), Budget(), settings=Evolution(patience=5), seed=1)
+    flat = search(COSTS, lambda f: np.ones(len(f)), Budget(), algorithm="apq", settings=Evolution(patience=5), seed=1)
     assert flat.stop_reason == "no better network in 5 generations"
     assert len(flat.history) == 6
-    whole = search(COSTS, PREDICTOR, Budget(), settings=Evolution(generations=3), seed=1)
+    whole = search(COSTS, PREDICTOR, Budget(), algorithm="apq", settings=Evolution(generations=3), seed=1)
     assert whole.stop_reason == "all 3 generations done"
 
 
@@ -248,7 +248,9 @@ def test_kernels_without_allowed_bits_are_taken_away() -> None:
 
 def test_a_fully_frozen_search_returns_its_network() -> None:
     network = FASHION.extreme(largest=True)
-    result = search(COSTS, PREDICTOR, Budget(), freeze=["architecture", "bits"], network=network, seed=1)
+    result = search(
+        COSTS, PREDICTOR, Budget(), freeze=["architecture", "bits"], network=network, seed=1, algorithm="apq"
+    )
     assert result.genome == tuple(network.tolist())
     assert result.evaluations == 1
     assert "no new network" in result.stop_reason

@@ -95,6 +95,19 @@ def test_fronts_survive_their_files(front: Front, tmp_path: Path) -> None:
         Front.load(tmp_path / "front.json")
 
 
+def test_plots_are_the_same_for_the_same_front(front: Front, tmp_path: Path) -> None:
+    from apq_deploy.search.plot import draw_front, save_front_plot
+
+    for name in ("first.svg", "again.svg"):
+        save_front_plot(front, tmp_path / name, picked=3)
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+    panels = draw_front(front).axes
+    assert [panel.get_xlabel() for panel in panels] == ["latency, ms", "size, kB"]
+    assert panels[0].lines[0].get_xydata()[:, 0].tolist() == front.costs["latency_ms"].tolist()
+    with pytest.raises(UserError, match=r"expected a plot named .*\.svg, got front.bmp"):
+        save_front_plot(front, tmp_path / "front.bmp")
+
+
 @pytest.mark.parametrize("objectives", [[], ["latency_ms", "latency_ms"], ["price"]])
 def test_objectives_are_checked(objectives: list[str]) -> None:
     with pytest.raises(UserError):

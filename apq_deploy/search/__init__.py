@@ -13,7 +13,7 @@ from apq_deploy.search.front import Front
 from apq_deploy.search.history import History
 from apq_deploy.search.menu import Menu
 from apq_deploy.search.result import SearchResult
-from apq_deploy.search.run import ALGORITHMS, search
+from apq_deploy.search.run import ALGORITHMS, DEFAULT_ALGORITHM, search
 from apq_deploy.search.watch import Evolution, Outcome
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALGORITHMS",
+    "DEFAULT_ALGORITHM",
     "FREEZABLE",
     "METRICS",
     "SCOPES",

@@ -27,6 +27,11 @@ def in_words(name: Metric, value: float) -> str:
     return f"{value:.4g} {_WORDS[name][1]}" if value < 1000 else f"{value:.0f} {_WORDS[name][1]}"
 
 
+def unit(name: Metric) -> str:
+    """The unit of a metric: `ms`."""
+    return _WORDS[name][1]
+
+
 def metric_words(name: Metric) -> str:
     """What a metric measures: `latency`."""
     return _WORDS[name][0]
@@ -55,14 +60,14 @@ class Budget:
     @property
     def limits(self) -> dict[Metric, float]:
         """The limits that are set, by metric."""
-        values = {name: getattr(self, name) for name in METRICS}
+        values: dict[Metric, float | None] = {name: getattr(self, name) for name in METRICS}
         return {name: limit for name, limit in values.items() if limit is not None}
 
     def __str__(self) -> str:
         return ", ".join(f"{metric_words(n)} <= {limit:g} {_WORDS[n][1]}" for n, limit in self.limits.items()) or "none"
 
     def to_json(self) -> dict[str, float]:
-        return dict(self.limits)
+        return {name: limit for name, limit in self.limits.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, float]) -> Budget:

@@ -113,11 +113,12 @@ class Choices:
     def contains(self, genes: Genes) -> NDArray[np.bool_]:
         """Whether every active gene of each genome takes an allowed value that exists, (n,)."""
         genes = np.asarray(genes)
-        inside = self.allowed[np.arange(self.space.n_genes), genes]
-        depths, blocks = self.space.split(inside)
-        kernel_and_act = self.space.split(genes)[1][..., [KERNEL_GENE, -1]]
-        exists = self.space.allowed_depthwise[kernel_and_act[..., 0], kernel_and_act[..., 1]]
-        return depths.all(axis=1) & ((blocks.all(axis=2) & exists) | ~self.space.active(genes)).all(axis=1)
+        space, n = self.space, len(genes)
+        inside = self.allowed[np.arange(space.n_genes), genes]
+        blocks = inside[:, space.n_stages :].reshape(n, space.n_blocks, GENES_PER_BLOCK).all(axis=2)
+        chosen = space.split(genes)[1]
+        blocks &= space.allowed_depthwise[chosen[..., KERNEL_GENE], chosen[..., -1]]
+        return inside[:, : space.n_stages].all(axis=1) & np.all(blocks | ~space.active(genes), axis=1)
 
     def sample(self, n: int, rng: np.random.Generator) -> Genes:
         """Random genomes, every gene uniform over its allowed values, (n, n_genes)."""

@@ -93,7 +93,7 @@ class SpaceCosts:
         entries = list(dict.fromkeys(wanted))
         vectors = layer_vectors(entries, table)
         index = {entry: i for i, entry in enumerate(entries)}
-        known = ~np.isnan(vectors).any(axis=0)
+        known: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=0)
         vectors = vectors[:, known]
         starts, pieces, start = {}, [np.zeros((1, vectors.shape[1]))], 1
         for shape, (pointwise, depthwise) in blocks.items():
@@ -149,6 +149,10 @@ class SpaceCosts:
         if name in METRICS:
             raise UserError(f"the table of {self.hardware or 'this hardware'} holds no {name}; budget another cost")
         raise UserError(f"unknown cost {name!r}; known are {', '.join(self.metrics)}")
+
+    def one(self, name: str, genome: Genes) -> float:
+        """One cost of one genome."""
+        return float(self.totals(np.asarray(genome)[None])[0, self.column(name)])
 
     @cached_property
     def strides(self) -> NDArray[np.int64]:

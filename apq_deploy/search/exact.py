@@ -30,7 +30,7 @@ class _Partial:
     rows: NDArray[np.int32]
     depths: NDArray[np.int8]
 
-    def keep(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> _Partial:
+    def keep(self, which: NDArray[np.int64]) -> _Partial:
         return _Partial(self.sums[which], self.rows[which], self.depths[which])
 
 
@@ -69,7 +69,7 @@ def find_within(
             state, whole = _thin(state, state_limit)
             complete &= whole
             if count in values:
-                done = state.keep((state.sums <= limit - rest[stage + 1]).all(axis=1))
+                done = state.keep(np.flatnonzero((state.sums <= limit - rest[stage + 1]).all(axis=1)))
                 done.depths[:, stage] = menu.depth_choices[stage][values.index(count)]
                 ended.append(done)
         state, whole = _thin(_joined(ended), state_limit)

@@ -139,7 +139,8 @@ def explain(costs: SpaceCosts, genome: Genes, threshold: float = THRESHOLD) -> E
     totals = costs.totals(genes)[0]
     blocks, active = space.split(genes)[1][0], space.active(genes)[0]
     accounts = [
-        _block_account(costs, position, blocks[position], totals, threshold) for position in np.flatnonzero(active)
+        _block_account(costs, position, blocks[position], totals, threshold)
+        for position in np.flatnonzero(active).tolist()
     ]
     return Explanation(
         costs.scope,
@@ -232,8 +233,8 @@ def _width_accounts(costs: SpaceCosts, genes: Genes) -> tuple[WidthAccount, ...]
     accounts = []
     for width, bits in enumerate(space.bits):
         wider = totals[width + 1] if width + 1 < len(totals) else None
-        saved = {} if wider is None else _named(costs, 1.0 - totals[width] / wider)
-        saved = {name: share for name, share in saved.items() if name != "macs_m"}
+        shares: CostMap = {} if wider is None else _named(costs, 1.0 - totals[width] / wider)
+        saved: dict[Metric, float] = {name: share for name, share in shares.items() if name != "macs_m"}
         accounts.append(WidthAccount(bits, _named(costs, totals[width]), saved))
     return tuple(accounts)
 

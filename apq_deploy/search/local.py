@@ -40,7 +40,8 @@ def climb(
     end = evaluate.evaluations + most
     while evaluate.evaluations < end and watch.reason is None:
         genes, gene, value = menu.choices.neighbours(start)
-        genes, gene, value = (array[: end - evaluate.evaluations] for array in (genes, gene, value))
+        affordable = slice(end - evaluate.evaluations)
+        genes, gene, value = genes[affordable], gene[affordable], value[affordable]
         if not len(genes):
             break
         scores = evaluate(genes)

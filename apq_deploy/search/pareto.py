@@ -15,7 +15,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.search.accuracy import Accuracy, Evaluator
 from apq_deploy.search.budget import Budget
 from apq_deploy.search.choices import Choices
-from apq_deploy.search.costs import SpaceCosts
+from apq_deploy.search.costs import Metric, SpaceCosts
 from apq_deploy.search.evolution import Brood
 from apq_deploy.search.front import Front
 from apq_deploy.search.menu import Menu
@@ -59,7 +59,7 @@ def pareto_search(
     columns = [costs.column(name) for name in objectives]
     if not columns or len(set(columns)) != len(columns):
         raise UserError(f"expected one or more different costs as objectives, got {list(objectives)}")
-    names = tuple(costs.metrics[column] for column in columns)
+    names: tuple[Metric, ...] = tuple(costs.metrics[column] for column in columns)
     space = costs.space
     menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network))
     rng = np.random.default_rng(seed)
@@ -157,16 +157,18 @@ def hypervolume(losses: Losses, reference: tuple[NDArray[np.float64], NDArray[np
     """
     worst, unit = reference
     inside = losses[(losses < worst).all(axis=1)]
-    return float(Hypervolume(ref_point=np.zeros(len(worst)))((inside - worst) / unit)) if len(inside) else 0.0
+    volume = Hypervolume(ref_point=np.zeros(len(worst)))((inside - worst) / unit) if len(inside) else None
+    return float(volume or 0.0)
 
 
 def _reference(
     menu: Menu, names: Sequence[str], budget: Budget, accuracy: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The given accuracy and the most that each cost can be within the budget; costs count as shares of their range."""
-    least = np.array([menu.costs.of(menu.minimum(name))[menu.costs.metrics[menu.costs.column(name)]] for name in names])
-    most = np.array([menu.costs.of(menu.maximum(name))[menu.costs.metrics[menu.costs.column(name)]] for name in names])
-    bounds = budget.bounds(menu.costs)[[menu.costs.column(name) for name in names]]
+    costs = menu.costs
+    least = np.array([costs.one(name, menu.minimum(name)) for name in names])
+    most = np.array([costs.one(name, menu.maximum(name)) for name in names])
+    bounds = budget.bounds(costs)[[costs.column(name) for name in names]]
     most = np.minimum(most, bounds)
     return np.append(-accuracy, most), np.append(1.0, np.maximum(most - least, 1e-12))
 

@@ -127,13 +127,13 @@ def least_within(menu: Menu, name: Metric, bounds: NDArray[np.float64], toleranc
     start = reach(menu, trial)
     if not start.reachable:
         return None
-    best, low = start.genome, menu.costs.of(menu.minimum(name))[name]
-    high = menu.costs.of(best)[name]
+    best, low = start.genome, menu.costs.one(name, menu.minimum(name))
+    high = menu.costs.one(name, best)
     while high > low * (1.0 + tolerance):
         trial[column] = 0.5 * (low + high)
         answer = reach(menu, trial)
         if answer.reachable:
-            best, high = answer.genome, menu.costs.of(answer.genome)[name]
+            best, high = answer.genome, menu.costs.one(name, answer.genome)
         else:
             low = float(trial[column])
     return best

@@ -125,7 +125,7 @@ def spread_starts(menu: Menu, budget: Budget, metrics: Sequence[str], n: int, rn
     pieces = [np.stack([extreme(name) for name in metrics for extreme in (menu.minimum, menu.maximum)])]
     for name in metrics:
         column = costs.column(name)
-        least = costs.of(menu.minimum(name))[costs.metrics[column]]
+        least = costs.one(name, menu.minimum(name))
         for level in np.linspace(0.0, 1.0, LEVELS + 1)[1:]:
             limits = np.full(len(bounds), np.inf)
             limits[column] = least + level**2 * (min(float(random_mean[column]), float(bounds[column])) - least)
