@@ -20,7 +20,7 @@ from apq_deploy.predictor.collect import CLIP_IMAGES
 from apq_deploy.progress import progress
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.convert import to_integers
-from apq_deploy.quantize.finetune import FinetuneSettings, finetune
+from apq_deploy.quantize.finetune import BestState, FinetuneSettings, finetune
 from apq_deploy.quantize.integer import run_integers
 from apq_deploy.quantize.network import QuantizedSubnet, accuracy
 from apq_deploy.quantize.thresholds import METHODS, ClipMethod
@@ -38,6 +38,8 @@ from exporters.runtime import run_onnx
 SCHEMA = "apq-deploy/export/1"
 PARITY_IMAGES = 16
 TIMED_RUNS = 50
+LONG_FINETUNING = 100
+"""Steps beyond which the best state is kept and a stopped run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,11 @@ class ExportSettings:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What a deployment is calibrated, fine-tuned and measured on."""
+    """What a deployment is calibrated, fine-tuned and measured on; `validation` picks the best state of a long run."""
 
     source: str
     train: ImageSet
+    validation: ImagesInMemory
     test: ImagesInMemory
 
 
@@ -69,14 +72,17 @@ def deployment_images(space: SearchSpace, model: ModelFolder, data: Path | None)
     """The user's data set, or else the sample images of the model: test images are in neither case trained on."""
     if data is not None:
         splits = load_data(space, data)
-        return Images(f"{splits.name}, whole", splits.train, whole(splits.test))
+        return Images(f"{splits.name}, whole", splits.train, whole(splits.held_out), whole(splits.test))
     samples = Samples.load(model.samples, space)
 
     def part(pixels: np.ndarray, labels: np.ndarray) -> ImagesInMemory:
         return ImagesInMemory(torch.from_numpy(pixels), torch.from_numpy(labels))
 
-    train = part(samples.calibration, samples.calibration_labels)
-    return Images("sample images of the model", train, part(samples.held_out, samples.held_out_labels))
+    cut = len(samples.calibration) * 4 // 5
+    train = part(samples.calibration[:cut], samples.calibration_labels[:cut])
+    validation = part(samples.calibration[cut:], samples.calibration_labels[cut:])
+    test = part(samples.held_out, samples.held_out_labels)
+    return Images("sample images of the model", train, validation, test)
 
 
 def export_network(
@@ -110,7 +116,11 @@ def export_network(
     if settings.finetune_steps:
         with progress("fine-tune", settings.finetune_steps) as advance:
             steps = FinetuneSettings(settings.finetune_steps, seed=settings.seed)
-            finetune(network, images.train, steps, subnet, advance)
+            keep = None
+            if settings.finetune_steps > LONG_FINETUNING:
+                network_id = f"{result.search_space().name} {list(result.genome)}"
+                keep = BestState(record.with_name("finetuning.safetensors"), images.validation, calibration, network_id)
+            finetune(network, images.train, steps, subnet, advance, keep)
         reestimate_batch_norm(network, calibration)
         figures["finetuned"] = 100 * accuracy(network, pixels, labels)
     integers = to_integers(network)

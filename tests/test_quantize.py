@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from torch import nn
 from apq_deploy import SearchSpace, UserError
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.convert import to_integers
-from apq_deploy.quantize.finetune import FinetuneSettings, finetune
+from apq_deploy.quantize.finetune import BestState, FinetuneSettings, finetune
 from apq_deploy.quantize.integer import run_integers
 from apq_deploy.quantize.network import QuantizedSubnet, accuracy
 from apq_deploy.quantize.quantizers import Quantizer
-from apq_deploy.supernet.data import to_unit
+from apq_deploy.supernet.data import ImagesInMemory, to_unit
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 from exporters import run_reference
 
@@ -165,3 +166,37 @@ def test_calibration_leaves_no_histogram_behind() -> None:
     assert all(q.histogram is None and q.enabled for q in network.modules() if isinstance(q, Quantizer))
     for name, quantizer in network.activations():
         assert quantizer.clip.item() > 0, name
+
+
+def test_long_finetuning_goes_on_and_keeps_the_best(tmp_path: Path) -> None:
+    data = small_data(320)
+    torch.manual_seed(0)
+    subnet = subnet_of(SMALL, 3)
+    calibration = [to_unit(data.train.images(np.arange(256)))]
+    validation = ImagesInMemory(data.held_out.images(np.arange(60)), data.held_out.labels(np.arange(60)))
+    settings = FinetuneSettings(12, 32)
+
+    def keeper(path: Path) -> BestState:
+        return BestState(path, validation, calibration, "a network", every=4)
+
+    def fresh() -> QuantizedSubnet:
+        network = QuantizedSubnet(copy.deepcopy(subnet))
+        calibrate(network, calibration)
+        reestimate_batch_norm(network, calibration)
+        return network
+
+    whole, stopped = fresh(), fresh()
+    finetune(whole, data.train, settings, subnet, keep=keeper(tmp_path / "whole"))
+    assert not (tmp_path / "whole").exists()
+
+    def stop(done: int, _: str) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(stopped, data.train, settings, subnet, stop, keeper(tmp_path / "stopped"))
+    assert (tmp_path / "stopped").exists()
+    resumed = fresh()
+    finetune(resumed, data.train, settings, subnet, keep=keeper(tmp_path / "stopped"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
