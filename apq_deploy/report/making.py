@@ -1,0 +1,210 @@
+"""Parts of the page about how it came about: what the design cost, and versions and seeds to do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+from apq_deploy.report.markup import Markup, data_table, facts, figure, folded, grid, joined, note, tag
+from apq_deploy.report.missing import missing
+from apq_deploy.report.plot import Row, bars
+from apq_deploy.report.records import Missing, RunRecords
+from apq_deploy.report.words import duration, plural
+
+_PACKAGES = ("apq-deploy", "numpy", "torch", "onnx", "onnxruntime", "apache-tvm")
+_DEPLOYMENTS = (1, 10, 100, 1000)
+
+Clock = Literal["processor", "wall"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage of the design took.
+
+    is_once: paid once for all deployments. seconds: None where the record does not say. clock: what was counted;
+    `processor` adds up all threads. command: what makes the stage's record.
+    """
+
+    name: str
+    is_once: bool
+    seconds: float | None
+    clock: Clock
+    command: str
+
+
+def stage_costs(records: RunRecords) -> list[StageCost]:
+    """The stages in order: train, collect and fit once, then search, export and compile for each deployment."""
+    export, compiled = records.export, records.compiled
+    exported = None if isinstance(export, Missing) else export.cpu_seconds
+    built: tuple[float | None, Clock] = (None, "processor")
+    if not isinstance(compiled, Missing):
+        built = (compiled.cpu_seconds, "processor")
+        if compiled.cpu_seconds is None:
+            built = (compiled.compile_seconds, "wall")
+    return [
+        *_once(records),
+        StageCost("search", False, records.search_cpu_seconds, "processor", "search"),
+        StageCost("export", False, exported, "processor", "export"),
+        StageCost("compile", False, *built, "compile"),
+    ]
+
+
+def _once(records: RunRecords) -> list[StageCost]:
+    steps: Mapping[str, Any] = {} if isinstance(records.provenance, Missing) else records.provenance.get("steps", {})
+    found = []
+    for name in ("train", "collect", "fit"):
+        facts = steps.get(name, {})
+        seconds, clock = facts.get("cpu_seconds"), "processor"
+        if seconds is None and name == "collect":
+            kinds = [facts[kind] for kind in ("float", "quantized") if facts.get(kind, {}).get("points")]
+            if kinds:
+                seconds, clock = sum(kind["points"] * kind["seconds_per_point"] for kind in kinds), "wall"
+        elif seconds is None:
+            seconds, clock = facts.get("seconds"), "wall"
+        found.append(StageCost(name, True, seconds, clock, name))
+    return found
+
+
+def cost_part(records: RunRecords) -> Markup:
+    """Time per stage; what is paid once, and what one more deployment costs. Source: APQ (CVPR 2020), table 2."""
+    stages = stage_costs(records)
+    known = [stage for stage in stages if stage.seconds is not None]
+    parts: list[str] = []
+    if isinstance(records.provenance, Missing):
+        parts.append(missing(records.provenance, "What is paid once is not known."))
+    once = [stage for stage in stages if stage.is_once]
+    each = [stage for stage in stages if not stage.is_once]
+    fixed, marginal = _sum(once), _sum(each)
+    parts.append(_sentence(fixed, marginal, once, each))
+    figures = []
+    if known:
+        rows = [
+            Row(
+                stage.name,
+                stage.seconds or 0.0,
+                duration(stage.seconds or 0.0),
+                1 if stage.is_once else 2,
+                "once" if stage.is_once else "each",
+            )
+            for stage in known
+        ]
+        summary = "Time by stage: " + ", ".join(f"{row.name} {row.words}" for row in rows)
+        figures.append(figure("Time by stage", bars(rows, summary, values=72.0)))
+    if fixed is not None and marginal is not None:
+        rows = [
+            Row(
+                plural(count, "deployment"),
+                fixed / count + marginal,
+                duration(fixed / count + marginal),
+                1,
+            )
+            for count in _DEPLOYMENTS
+        ]
+        summary = "Time per deployment: " + ", ".join(f"{row.name} {row.words}" for row in rows)
+        figures.append(figure("Time per deployment, all stages shared out", bars(rows, summary, values=72.0)))
+    head = ("stage", "paid", "time", "counted", "recorded by")
+    rows = [
+        (
+            stage.name,
+            "once" if stage.is_once else "each deployment",
+            "not recorded" if stage.seconds is None else duration(stage.seconds),
+            "-" if stage.seconds is None else f"{stage.clock} time",
+            f"apq-deploy {stage.command}",
+        )
+        for stage in stages
+    ]
+    return joined([*parts, grid(*figures), data_table(head, rows)])
+
+
+def _sum(stages: list[StageCost]) -> float | None:
+    """Seconds of all stages, None if one of them is not known."""
+    seconds = [stage.seconds for stage in stages]
+    return None if None in seconds else sum(value for value in seconds if value is not None)
+
+
+def _sentence(fixed: float | None, marginal: float | None, once: list[StageCost], each: list[StageCost]) -> Markup:
+    if fixed is not None and marginal is not None:
+        words = f"N deployments take {duration(fixed)} + N · {duration(marginal)}: "
+        words += "the first part is paid once, the second is the marginal cost of one more deployment."
+        return tag("p", None, words)
+    lines = []
+    for total, stages, what in ((fixed, once, "What is paid once"), (marginal, each, "One more deployment")):
+        lacking = [stage.name for stage in stages if stage.seconds is None]
+        known = sum(stage.seconds for stage in stages if stage.seconds is not None)
+        if total is not None:
+            lines.append(f"{what} takes {duration(total)}.")
+        elif len(lacking) == len(stages):
+            lines.append(f"{what}: no stage has recorded its time.")
+        else:
+            lines.append(
+                f"{what} takes {duration(known)} and what {' and '.join(lacking)} took, which is not recorded."
+            )
+    return tag("p", None, " ".join(lines))
+
+
+def versions_part(records: RunRecords) -> Markup:
+    """What has to be the same to get the same network: seeds, settings, hashes and versions."""
+    result = records.search
+    held = ", ".join(result.freeze) or "nothing"
+    rows = [
+        ("space", result.space),
+        ("hardware", f"{result.hardware}, SHA-256 {result.hardware_sha256}"),
+        ("algorithm", f"{result.algorithm}: " + _settings(result.settings)),
+        ("held fixed", held if result.bits is None else f"{held}; {result.bits} bits everywhere"),
+        ("seed of the search", str(result.seed)),
+    ]
+    if not isinstance(records.export, Missing):
+        rows.append(("export", _settings(records.export.settings)))
+    if not isinstance(records.compiled, Missing):
+        threads = records.compiled.threads
+        rows.append(("compiled for", f"{records.compiled.target}, {plural(threads, 'thread')}"))
+    rows.append(("genome", " ".join(map(str, result.genome))))
+    rows.append(("this page written with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)))
+    parts: list[str] = [facts(rows)]
+    if isinstance(records.provenance, Missing):
+        parts.append(missing(records.provenance, "How the model was trained is not known."))
+    else:
+        parts.append(tag("h3", None, "How the model was made"))
+        steps: Mapping[str, Any] = records.provenance.get("steps", {})
+        parts.append(facts([(name, _step(step)) for name, step in steps.items()]))
+        lacking = [name for name in ("train", "collect", "fit") if name not in steps]
+        if lacking:
+            words = ", ".join(f"apq-deploy {name}" for name in lacking)
+            parts.append(note(f"Not recorded: {', '.join(lacking)} (written by {words})."))
+    return joined(parts)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in step.get("versions", {}).items())
+    words = [str(step[name]) for name in ("command", "date") if name in step]
+    return "; ".join([*words, _settings(step.get("settings", {})), versions])
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {'default' if value is None else value}" for name, value in settings.items()
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def records_part(records: RunRecords) -> Markup:
+    """The records as they are, for whoever wants to compute with them."""
+    files = [
+        folded(name, tag("pre", None, _compact(data)), printed=False) for name, data in sorted(records.raw.items())
+    ]
+    return joined(files)
+
+
+def _compact(data: Mapping[str, Any]) -> str:
+    """JSON with an entry of the outermost level on each line."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in data.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
