@@ -31,6 +31,7 @@ def root(
 
 for command in (
     searching.search,
+    searching.pick,
     exporting.export,
     exporting.audit,
     exporting.report,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from apq_deploy.arch import Arch
 from apq_deploy.files import read_json
 from apq_deploy.model import find_model
 from apq_deploy.predictor.model import Predictor
-from apq_deploy.search import Budget, SearchResult, SpaceCosts, search
+from apq_deploy.search import Accuracy, Budget, SearchResult, SpaceCosts, search
+from apq_deploy.search.explain import Explanation, explain
+from apq_deploy.search.front import Front
+from apq_deploy.search.pareto import pareto_search
+from apq_deploy.search.run import DEFAULT_ALGORITHM
 from apq_deploy.space import SearchSpace
 from apq_deploy.text import table
 from hwmodels import CostTable, load_hardware
@@ -31,6 +36,10 @@ class RunFolder:
         return self.path / "search.json"
 
     @property
+    def front(self) -> Path:
+        return self.path / "front.json"
+
+    @property
     def export(self) -> Path:
         return self.path / "export.json"
 
@@ -39,54 +48,119 @@ class RunFolder:
         return self.path / "compile.json"
 
 
-def space_costs(space: SearchSpace, hardware: str, cost_table: Path | None, scope: str) -> SpaceCosts:
-    """Costs of a space on a hardware model, or by a table file."""
-    if cost_table is not None:
-        return SpaceCosts.from_table(space, CostTable.load(cost_table), scope)  # type: ignore[arg-type]
-    return SpaceCosts.from_hardware(space, load_hardware(hardware), scope)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is searched, and on which hardware: a model's name or file, or a cost table in its place.
+
+    `scope` says which layers the sums of latency and energy cover; `freeze` and `bits` hold choices fixed.
+    """
+
+    space: str
+    budget: Budget
+    hardware: str = "bitfusion"
+    cost_table: Path | None = None
+    scope: str = "full"
+    model: Path | None = None
+    algorithm: str = DEFAULT_ALGORITHM
+    freeze: tuple[str, ...] = ()
+    bits: int | None = None
+    seed: int = 0
+
+    def costs(self, space: SearchSpace) -> SpaceCosts:
+        """Costs of the space's blocks.
+
+        Raises: UserError or HardwareError for a hardware, a table or a scope that cannot be used.
+        """
+        if self.cost_table is not None:
+            return SpaceCosts.from_table(space, CostTable.load(self.cost_table), self.scope)  # type: ignore[arg-type]
+        return SpaceCosts.from_hardware(space, load_hardware(self.hardware), self.scope)  # type: ignore[arg-type]
+
+    def accuracy(self, space: SearchSpace) -> Accuracy:
+        """The predictor, loaded on first use: a budget that cannot be met is answered without a trained model."""
+
+        @cache
+        def predictor() -> Predictor:
+            return Predictor.load(find_model(space, self.model).predictor, space)
+
+        def rate(features: NDArray[np.float32]) -> NDArray[np.float32]:
+            return predictor()(features)
+
+        return rate
 
 
-def search_network(
-    space_name: str,
-    budget: Budget,
-    hardware: str,
-    cost_table: Path | None,
-    scope: str,
-    model: Path | None,
-    algorithm: str,
-    freeze: tuple[str, ...],
-    bits: int | None,
-    seed: int,
-    run: Path,
-) -> SearchResult:
-    """The best network within the budget, kept in the run folder.
+def search_network(request: SearchRequest, run: Path) -> tuple[SearchResult, Explanation]:
+    """The best network within the budget, kept in the run folder, and what every choice of it costs.
 
     Raises: UserError for what cannot be searched; BudgetError where no network meets the budget.
     """
-    space = SearchSpace.load(space_name)
-    costs = space_costs(space, hardware, cost_table, scope)
-
-    @cache
-    def predictor() -> Predictor:
-        return Predictor.load(find_model(space, model).predictor, space)
-
-    def accuracy(features: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Loaded on first use: a budget that cannot be met is answered without a trained model.
-        return predictor()(features)
-
+    space = SearchSpace.load(request.space)
+    costs = request.costs(space)
     # The predictor's matrices are small: more threads than one only wait for each other.
     with threadpool_limits(1, "blas"):
-        result = search(costs, accuracy, budget, algorithm=algorithm, seed=seed, freeze=freeze, bits=bits)
-    folder = RunFolder(run)
+        result = search(
+            costs,
+            request.accuracy(space),
+            request.budget,
+            algorithm=request.algorithm,
+            seed=request.seed,
+            freeze=request.freeze,
+            bits=request.bits,
+        )
+    _keep(result, run)
+    return result, explain(costs, result.genes)
+
+
+def search_front(request: SearchRequest, objectives: tuple[str, ...], run: Path) -> Front:
+    """The front of predicted accuracy against `objectives`, kept in the run folder as JSON, CSV and a plot."""
+    from apq_deploy.search.plot import save_front_plot
+
+    space = SearchSpace.load(request.space)
+    with threadpool_limits(1, "blas"):
+        front = pareto_search(
+            request.costs(space),
+            request.accuracy(space),
+            objectives,
+            request.budget,
+            seed=request.seed,
+            freeze=request.freeze,
+            bits=request.bits,
+        )
     run.mkdir(parents=True, exist_ok=True)
-    result.save(folder.search)
+    folder = RunFolder(run)
+    front.save(folder.front)
+    front.save_csv(folder.front.with_suffix(".csv"))
+    save_front_plot(front, folder.front.with_suffix(".svg"))
+    return front
+
+
+def pick_from_front(budget: Budget, hardware: str, cost_table: Path | None, run: Path) -> SearchResult:
+    """The most accurate network of the run's front within a budget, kept as the run's search result."""
+    front = Front.load(RunFolder(run).front)
+    request = SearchRequest(front.space.name, budget, hardware, cost_table, front.scope)
+    result = replace(front.result(front.pick(budget), request.costs(front.space)), budget=budget)
+    _keep(result, run)
     return result
 
 
-def describe_blocks(result: SearchResult) -> str:
-    """The chosen architecture and bits, a line per block."""
+def _keep(result: SearchResult, run: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    result.save(RunFolder(run).search)
+
+
+def describe_front(front: Front, shown: int = 20) -> str:
+    """Networks of a front spread over it, for a reader."""
+    chosen = sorted({round(i) for i in np.linspace(0, len(front) - 1, min(shown, len(front)))})
+    rows = [
+        (i, f"{100 * front.accuracy[i]:.2f}", *(f"{front.costs[name][i]:.4g}" for name in front.costs)) for i in chosen
+    ]
+    head = ("number", "predicted %", *front.costs)
+    return f"{table(rows, head)}\n\n{len(front)} networks, hypervolume {front.hypervolume[-1]:.4g}; {front.stop_reason}"
+
+
+def describe_arch(arch: Arch) -> str:
+    """Architecture and bits, a line per block."""
     rows = []
-    for s, stage in enumerate(result.arch.stages, 1):
+    for s, stage in enumerate(arch.stages, 1):
         for b, block in enumerate(stage.blocks, 1):
             bits = block.bits
             assert bits is not None
@@ -120,11 +194,11 @@ def describe_costs(result: SearchResult) -> list[tuple[str, str]]:
     return rows
 
 
-def describe_search(result: SearchResult) -> str:
-    """The whole result for a reader."""
+def describe_search(result: SearchResult, notes: list[str]) -> str:
+    """The whole result for a reader, with `notes` below."""
     lines = [("space", result.space), ("budget", str(result.budget)), *describe_costs(result)]
     lines += [("networks rated", str(result.evaluations)), ("stopped", result.stop_reason)]
-    return f"{describe_blocks(result)}\n\n{table(lines)}"
+    return "\n".join([describe_arch(result.arch), "", table(lines), *(["", *notes] if notes else [])])
 
 
 def describe_export(report: dict[str, Any]) -> str:
@@ -239,4 +313,4 @@ def describe_run(run: Path) -> str:
         )
     if folder.compile.exists():
         rows += compile_figures(read_json(folder.compile, "apq-deploy/compile/1"))
-    return f"{describe_blocks(result)}\n\n{table(rows)}"
+    return f"{describe_arch(result.arch)}\n\n{table(rows)}"

@@ -1,4 +1,4 @@
-"""Command that searches."""
+"""Commands that search: search, pick."""
 
 from __future__ import annotations
 
@@ -18,35 +18,86 @@ from apq_deploy.commands.options import (
     show,
 )
 
+LatencyOption = Annotated[float | None, typer.Option(help="Latency budget on the hardware, ms.")]
+EnergyOption = Annotated[float | None, typer.Option(help="Energy budget on the hardware, mJ.")]
+BitOpsOption = Annotated[float | None, typer.Option(help="Budget of bit operations, 10^9.")]
+SizeOption = Annotated[float | None, typer.Option(help="Budget of stored weights, 10^3 bytes.")]
+MacsOption = Annotated[float | None, typer.Option(help="Budget of multiply-accumulates, 10^6.")]
+TableOption = Annotated[Path | None, typer.Option(help="Cost table to use in place of --hardware.")]
+
 
 def search(
-    latency_ms: Annotated[float | None, typer.Option(help="Latency budget on the hardware, ms.")] = None,
-    energy_mj: Annotated[float | None, typer.Option(help="Energy budget on the hardware, mJ.")] = None,
-    bitops_g: Annotated[float | None, typer.Option(help="Budget of bit operations, 10^9.")] = None,
-    size_kb: Annotated[float | None, typer.Option(help="Budget of stored weights, 10^3 bytes.")] = None,
-    macs_m: Annotated[float | None, typer.Option(help="Budget of multiply-accumulates, 10^6.")] = None,
+    latency_ms: LatencyOption = None,
+    energy_mj: EnergyOption = None,
+    bitops_g: BitOpsOption = None,
+    size_kb: SizeOption = None,
+    macs_m: MacsOption = None,
     space: SpaceOption = "fashion",
     hardware: HardwareOption = "bitfusion",
-    table: Annotated[Path | None, typer.Option(help="Cost table to use in place of --hardware.")] = None,
+    table: TableOption = None,
     scope: Annotated[
         str, typer.Option(help="Sums of every layer (full) or as APQ's released table has them (apq).")
     ] = "full",
     model: ModelOption = None,
-    algorithm: Annotated[str, typer.Option(help="Search algorithm; apq is the paper's.")] = "apq",
+    algorithm: Annotated[str, typer.Option(help="islands, or apq: the paper's.")] = "islands",
     freeze: Annotated[
         list[str] | None, typer.Option(help="Hold fixed: architecture, depths, kernels, channels or bits; repeatable.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="One bit width for every block.")] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Search the whole front; `apq-deploy pick` chooses.")
+    ] = False,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="Cost of the front, latency_ms by default; repeatable.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what every choice costs.")] = False,
     seed: SeedOption = 0,
     run: RunOption = DEFAULT_RUN,
     as_json: JsonOption = False,
 ) -> None:
     """Search the most accurate network within a budget; the result is kept for `export`."""
-    from apq_deploy.deployment import describe_search, search_network
-    from apq_deploy.search import Budget
+    from apq_deploy.deployment import (
+        SearchRequest,
+        describe_arch,
+        describe_front,
+        describe_search,
+        search_front,
+        search_network,
+    )
+    from apq_deploy.search import Budget, UnreachableBudget
+    from apq_deploy.search.explain import explain_lines
+    from apq_deploy.space import SearchSpace
 
     budget = Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m)
-    result = search_network(
-        space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, seed, run
-    )
-    show(result.to_json(), describe_search(result), as_json)
+    request = SearchRequest(space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, seed)
+    try:
+        if pareto:
+            front = search_front(request, tuple(objective or ("latency_ms",)), run)
+            show(front.to_json(), describe_front(front), as_json)
+            return
+        result, explanation = search_network(request, run)
+    except UnreachableBudget as error:
+        if not as_json:
+            print(f"the nearest network:\n{describe_arch(SearchSpace.load(space).decode(error.genome))}")
+        raise
+    notes = explain_lines(explanation) if explain else explanation.sentences()
+    show(result.to_json(), describe_search(result, notes), as_json)
+
+
+def pick(
+    latency_ms: LatencyOption = None,
+    energy_mj: EnergyOption = None,
+    bitops_g: BitOpsOption = None,
+    size_kb: SizeOption = None,
+    macs_m: MacsOption = None,
+    hardware: HardwareOption = "bitfusion",
+    table: TableOption = None,
+    run: RunOption = DEFAULT_RUN,
+    as_json: JsonOption = False,
+) -> None:
+    """Pick the most accurate network within a budget from the front of `search --pareto`."""
+    from apq_deploy.deployment import describe_search, pick_from_front
+    from apq_deploy.search import Budget
+
+    result = pick_from_front(Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m), hardware, table, run)
+    show(result.to_json(), describe_search(result, []), as_json)
