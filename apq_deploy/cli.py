@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from apq_deploy import __version__
-from apq_deploy.commands import exporting, hardware, learning, searching
+from apq_deploy.commands import checking, exporting, hardware, learning, searching
 from apq_deploy.errors import BudgetError, UserError
 
 app = typer.Typer(name="apq-deploy", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -35,6 +35,7 @@ for command in (
     exporting.export,
     exporting.audit,
     exporting.report,
+    checking.check,
     exporting.profile,
     learning.train,
     learning.collect,

@@ -69,11 +69,25 @@ def compile_library(
     show(report, describe_compile(report), as_json)
 
 
-def report(run: RunOption = DEFAULT_RUN) -> None:
-    """Show what the steps of a run have found, as one table."""
+def report(
+    run: RunOption = DEFAULT_RUN,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write one self-contained HTML page.")
+    ] = None,
+    model: ModelOption = None,
+    hardware: Annotated[str | None, typer.Option(help="Hardware of the page's figures [the search's].")] = None,
+    table: Annotated[Path | None, typer.Option(help="Cost table in place of --hardware.")] = None,
+) -> None:
+    """Show what the steps of a run have found, as one table or as a page."""
     from apq_deploy.deployment import describe_run
 
-    print(describe_run(run))
+    text = describe_run(run)
+    if output is not None:
+        from apq_deploy.report import write_report
+
+        write_report(run, output, model, hardware, table)
+        text += f"\n\npage: {output}"
+    print(text)
 
 
 def audit(

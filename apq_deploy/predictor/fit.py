@@ -25,12 +25,12 @@ FEWEST_POINTS = 10
 class FitSettings:
     """How a predictor is trained. Full batches would overfit the order of the data, so batches are drawn anew."""
 
-    epochs: int = 200
-    transfer_epochs: int = 150
+    epochs: int = 60
+    transfer_epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 1e-3
     transfer_learning_rate: float = 3e-4
-    weight_decay: float = 0.1
+    weight_decay: float = 1.0
     seed: int = 0
 
 
