@@ -165,7 +165,7 @@ class _Tile:
                 totals = sums.get(key, initial)
                 for part in range(spec.parts):
                     totals = [
-                        ir.bind(isa.dot(total, isa.quads(codes), self._weights(block * spec.parts + part, j)))
+                        ir.bind(isa.dot(total, codes, self._weights(block * spec.parts + part, j)))
                         for j, (total, codes) in enumerate(zip(totals, quad, strict=True))
                     ]
                 sums[key] = totals
@@ -197,7 +197,7 @@ class _Tile:
             if c not in quads:
                 left, right = pair(c), pair(c + 2)
                 halves = [(left[half], right[half], high) for half in (0, 1) for high in (0, 1)]
-                quads[c] = [ir.bind(ir.unpack(self.isa.width, 2, high, a, b)) for a, b, high in halves]
+                quads[c] = [self.isa.quads(ir.bind(ir.unpack(self.isa.width, 2, high, a, b))) for a, b, high in halves]
             return quads[c]
 
         blocks = {place: index for index, place in enumerate(weight_blocks(spec))}
