@@ -83,7 +83,7 @@ def regression(subject: Subject, gate: RegressionGate, baseline: Baseline) -> li
             found = figure(subject, name)
             of = comparable(subject, name, found)
         except Exception as error:
-            findings.append(problem(f"{name}: {' '.join(str(error).split())}"))
+            findings.append(problem(f"{name}: {error}"))
             continue
         if of != before.of:
             findings.append(

@@ -105,12 +105,17 @@ def at_least(value: float, bound: float, unit: str, note: str = "", *, label: st
 
 def problem(text: str) -> Finding:
     """A finding that is no figure and fails."""
-    return Finding(False, text)
+    return Finding(False, one_line(text))
 
 
 def fact(text: str) -> Finding:
     """A finding that is no figure and passes."""
-    return Finding(True, text)
+    return Finding(True, one_line(text))
+
+
+def one_line(text: str) -> str:
+    """The text on one line: names out of a file may hold line breaks and other things that do not print."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def number(value: float) -> str:
@@ -132,4 +137,4 @@ def _bounded(
         by = f"{excess:.3g}" if excess < 1000 else number(excess)
         share = f", {100 * excess / bound:.3g} %" if bound and short not in ("", "%") else ""
         text += f": {by} {'points' if short == '%' else short}".rstrip() + f"{share} {wrong}"
-    return Finding(passed, text, value, bound, unit, excess)
+    return Finding(passed, one_line(text), value, bound, unit, excess)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 from xml.etree import ElementTree
 
 from apq_deploy.check.findings import CheckReport, GateResult
+from apq_deploy.errors import UserError
 from apq_deploy.text import table
 
 Format = Literal["text", "json", "junit", "github", "markdown"]
@@ -85,6 +87,18 @@ def as_markdown(report: CheckReport) -> str:
         word = f"**{WORDS[gate.status]}**" if gate.status == "failed" else WORDS[gate.status]
         lines.append(f"| {gate.gate} | {word} | {'<br>'.join(_cell(text) for text in gate.texts)} |")
     return "\n".join([*lines, "", *(f"{_cell(note)}  " for note in report.notes), _cell(report.summary)])
+
+
+def append_summary(report: CheckReport, path: Path) -> None:
+    """Append the Markdown form to the job summary, a file that all steps of a GitHub job share.
+
+    Raises: UserError if it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(as_markdown(report) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write the job summary {path}: {error.strerror}") from None
 
 
 def _annotation(level: str, report: CheckReport, gate: GateResult, text: str) -> str:

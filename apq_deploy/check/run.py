@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apq_deploy.check.baseline import Baseline, read_baseline, regression, write_baseline
 from apq_deploy.check.budget_file import GATES, DeployBudget, read_budget
-from apq_deploy.check.findings import CheckReport, GateResult, problem
+from apq_deploy.check.findings import CheckReport, GateResult, one_line, problem
 from apq_deploy.check.gates import RUN
 from apq_deploy.check.images import given_images
 from apq_deploy.check.subject import Subject, temporary_folder
@@ -112,7 +112,7 @@ def _result(subject: Subject, name: str, skip: Sequence[str], baseline: Baseline
 
 def _reason(error: Exception) -> str:
     """The error in one line; what is not one of ours also by its type."""
-    text = " ".join(str(error).split())[:500]
+    text = one_line(str(error))[:500]
     if isinstance(error, UserError | ExportError | HardwareError):
         return text
     return f"{type(error).__name__}: {text}"

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -159,12 +160,16 @@ class Subject:
 
     def _timing(self) -> TimingReport:
         from exporters.tvm import CompiledModel
+        from exporters.tvm.metadata import network_sha256
         from exporters.tvm.timing import time_compiled
 
         gate, regression, settings = self.budget.measured_latency, self.budget.regression, self.budget.compiled
-        threads = CompiledModel.load(self.library()).metadata.threads
+        metadata = CompiledModel.load(self.library()).metadata
+        threads = metadata.threads
         if threads != settings.threads:
             raise UserError(f"the library was compiled for {threads} threads; say so by [compiled] threads = {threads}")
+        if metadata.sha256 not in (network_sha256(self.network()), sha256(read_file(self.path)).hexdigest()):
+            raise UserError(f"{settings.library} was compiled from another model than {self.path}; compile it again")
         is_compared = (gate is not None and gate.max_ratio is not None) or (
             regression is not None and regression.measured_ratio_percent is not None
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,7 @@ def check(
     ] = None,
 ) -> None:
     """Check a model against the gates of a budget file; exit code 1 if one fails."""
-    from apq_deploy.check.outputs import WRITERS
+    from apq_deploy.check.outputs import WRITERS, append_summary
     from apq_deploy.check.run import run_check
     from apq_deploy.files import atomic
 
@@ -42,5 +43,7 @@ def check(
         with atomic(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
         print(WRITERS["text"](report))
+    if output_format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        append_summary(report, Path(summary))
     if not report.passed:
         raise typer.Exit(1)
