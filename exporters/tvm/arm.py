@@ -55,6 +55,9 @@ class Widening(Isa):
     def weights(self, buffer: ir.Buffer, block: ir.Expr) -> ir.Expr:
         return [ir.bind(ir.load(buffer, block * self.block + i * self.lanes, self.lanes)) for i in range(4)]
 
+    def expand_weights(self, block: ir.Expr) -> ir.Expr:
+        return self.quads(block)
+
     def quads(self, codes: ir.Expr) -> ir.Expr:
         wide = ir.bind(ir.cast(codes, "int16", 16))
         return [ir.bind(ir.shuffle([wide], range(i, 16, 4))) for i in range(4)]

@@ -14,6 +14,7 @@ from exporters.tvm.compiled import CompiledModel
 from exporters.tvm.link import compiler, linker
 from exporters.tvm.lowering import LOGITS, Program, build_module, plan
 from exporters.tvm.metadata import LayerEntry, Metadata, TensorEntry, network_sha256, seal
+from exporters.tvm.pipeline import PIPELINE
 from exporters.tvm.targets import resolve_target
 
 MOST_THREADS = 64
@@ -30,7 +31,8 @@ def compile_tvm(
     """The network compiled for `target`, with codes equal to onnxruntime's.
 
     target: "host" or a name from `exporters.tvm.targets.TARGETS`. threads: how many the kernels are split over.
-    pack_weights: keep weights of at most 4 bits two to a byte. source_sha256: of the ONNX file, for the metadata.
+    pack_weights: keep the weights of convolutions of at most 4 bits two to a byte, unpacked in registers: a smaller
+    library. source_sha256: of the ONNX file, for the metadata.
 
     Raises: ExportError if the target is unknown, or what links a library for it is missing.
     """
@@ -40,7 +42,7 @@ def compile_tvm(
     if not net.layers:
         raise ExportError(f"network {net.name} has no layers to compile")
     compiler(chosen)  # before the work, not after
-    program = plan(net, chosen.isa)
+    program = plan(net, chosen.isa, pack_weights=pack_weights)
     module = build_module(program, chosen.isa, threads)
     sha256 = source_sha256 or network_sha256(net)
     metadata = Metadata(
@@ -58,7 +60,7 @@ def compile_tvm(
         layers=_layer_entries(net, program),
     )
     with tvm.transform.PassContext(opt_level=3):
-        executable = tvm.compile(module, target=tvm.target.Target(dict(chosen.llvm)))
+        executable = tvm.compile(module, target=tvm.target.Target(dict(chosen.llvm)), tir_pipeline=PIPELINE)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "model.so"
         executable.export_library(str(library), fcompile=linker(chosen, metadata))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.tvm import ir
-from exporters.tvm.isa import Isa
+from exporters.tvm.isa import Isa, unpack_nibbles
 from exporters.tvm.layout import Clamp, Layout, fill_border
 
 WIDE_GROUP = 4  # vectors of output channels that are packed into one vector of codes
@@ -19,7 +19,8 @@ class ConvSpec:
     """What sets the code of a convolution apart; weights, biases and scales are arguments of the kernel.
 
     padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`. parts: int8 weights that
-    make up a weight, two where its zero point leads out of int8.
+    make up a weight, two where its zero point leads out of int8. packed: weights of 4 bits lie two to a byte, and all
+    sums are 16 times what they mean (`pack_nibbles`).
     """
 
     source: Layout
@@ -30,6 +31,7 @@ class ConvSpec:
     clamp: Clamp
     may_overflow: bool = False
     parts: int = 1
+    packed: bool = False
 
     @property
     def words(self) -> int:
@@ -108,13 +110,26 @@ def split_weight(weight: NDArray[np.int16]) -> NDArray[np.int8]:
 
 def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.generic]:
     """(parts, out, in, k_h, k_w) -> [vector][k_h][k_w][word][part][lane][4], zeros up to `channels` outputs."""
+    return isa.pack_weights(_blocks(isa, weight, channels))
+
+
+def _blocks(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
     parts, out, inside, k_h, k_w = weight.shape
     words = -(-inside // 4)
     padded = np.zeros((parts, channels, words * 4, k_h, k_w), np.int8)
     padded[:, :out, :inside] = weight
     ordered = padded[:, channel_order(isa, channels)]
     blocks = ordered.reshape(parts, channels // isa.lanes, isa.lanes, words, 4, k_h, k_w)
-    return isa.pack_weights(blocks.transpose(1, 5, 6, 3, 0, 2, 4))
+    return blocks.transpose(1, 5, 6, 3, 0, 2, 4)
+
+
+def pack_nibbles(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
+    """(1, out, in, k_h, k_w) -> [pair of vectors][k_h][k_w][word][lane][4], the first vector in the low halves."""
+    plain = Isa.pack_weights(isa, _blocks(isa, weight, channels))
+    vectors = plain.reshape(channels // isa.lanes, -1)
+    vectors = np.concatenate([vectors, np.zeros((len(vectors) % 2, vectors.shape[1]), np.int8)])
+    low, high = vectors[0::2].view(np.uint8), vectors[1::2].view(np.uint8)
+    return ((low & 15) | (high << 4)).astype(np.uint8).view(np.int8).reshape(-1)
 
 
 def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
@@ -133,10 +148,14 @@ def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
             _group(isa, spec, buffers, sizes[-1], 1, wide * WIDE_GROUP, threads)
 
     channels = target.pitch
-    block_count = channels // isa.lanes * spec.steps * spec.parts
+    vectors = channels // isa.lanes
+    if spec.packed:
+        stored = -(-vectors // 2) * spec.steps * isa.width, "int8"
+    else:
+        stored = vectors * spec.steps * spec.parts * isa.block, isa.weight_dtype
     arguments = (
         (source.size, "uint8"),
-        (block_count * isa.block, isa.weight_dtype),
+        stored,
         (channels, "int32"),
         (channels, "float32"),
         (target.size, "uint8"),
@@ -189,8 +208,7 @@ def _tile(
 
     def step(offset: ir.Expr, block: ir.Expr) -> None:
         """Add the products of one word of every pixel."""
-        first = [((vector + n) * spec.steps + block) * spec.parts for n in range(tile.vectors)]
-        factors = [[isa.weights(weights, start + part) for part in range(spec.parts)] for start in first]
+        factors = _factors(isa, spec, weights, vector, tile.vectors, block)
         for m, (row, column) in enumerate(pixels):
             place = offset + (row * source.row + column * source.pitch) * spec.stride
             quads = isa.broadcast(ir.bind(ir.bits(ir.load(codes, place, 4), "int32", 1)))
@@ -204,6 +222,21 @@ def _tile(
     with ir.loop(spec.kernel[0]) as k_y, ir.loop(runs) as k_x, ir.loop(words) as word:
         step(start + k_y * source.row + k_x * source.pitch + word * 4, (k_y * runs + k_x) * words + word)
     _write(isa, spec, tile, sums, scale, output, y, x, vector, pixels)
+
+
+def _factors(
+    isa: Isa, spec: ConvSpec, weights: ir.Buffer, vector: ir.Expr, vectors: int, block: ir.Expr
+) -> list[list[ir.Expr]]:
+    """The parts of the weights of step `block`, for each of the output vectors from `vector` on."""
+    if not spec.packed:
+        first = [((vector + n) * spec.steps + block) * spec.parts for n in range(vectors)]
+        return [[isa.weights(weights, start + part) for part in range(spec.parts)] for start in first]
+    factors: list[list[ir.Expr]] = []
+    for pair in range(-(-vectors // 2)):
+        # groups start at a multiple of four vectors, so a pair never reaches into the next group
+        place = ((ir.tirx.truncdiv(vector, 2) + pair) * spec.steps + block) * isa.width
+        factors += [[half] for half in unpack_nibbles(isa, ir.bind(ir.load(weights, place, isa.width)))]
+    return factors[:vectors]
 
 
 def _write(

@@ -56,6 +56,10 @@ class Isa(ABC):
         """The operand of `dot` for block number `block`."""
         return ir.load(buffer, block * self.block, self.block)
 
+    def expand_weights(self, block: ir.Expr) -> ir.Expr:
+        """The operand of `dot` for a block held as int8, in a vector of bytes."""
+        return block
+
     def quads(self, codes: ir.Expr) -> ir.Expr:
         """The operand of `dot` for a vector of uint8 codes, four for each lane."""
         return codes
@@ -101,6 +105,16 @@ class Isa(ABC):
         """For element (j, lane) of four vectors, flat, the byte of `codes` it becomes."""
         j, lane = np.divmod(np.arange(4 * self.lanes), self.lanes)
         return 16 * (lane // 4) + 4 * j + lane % 4
+
+
+def unpack_nibbles(isa: Isa, packed: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
+    """Operands of `dot` for the two blocks of 4-bit weights in a vector of bytes, each weight times 16."""
+    words = ir.bits(packed, "int32", isa.lanes)
+    high_halves = ir.splat(-0x0F0F0F10, "int32", isa.lanes)  # 0xF0 in every byte
+    low = ir.T.bitwise_and(ir.T.shift_left(words, ir.splat(4, "int32", isa.lanes)), high_halves)
+    high = ir.T.bitwise_and(words, high_halves)
+    first, second = (isa.expand_weights(ir.bind(ir.bits(half, "int8", isa.width))) for half in (low, high))
+    return first, second
 
 
 def chunk_size(isa: Isa, line: int) -> int:

@@ -27,7 +27,7 @@ from exporters.qnet import (
     QWeighted,
 )
 from exporters.reference import requantization_scale
-from exporters.tvm.conv import ConvSpec, split_weight
+from exporters.tvm.conv import ConvSpec, pack_nibbles, split_weight
 from exporters.tvm.depthwise import DepthwiseSpec
 from exporters.tvm.elementwise import AddSpec, DequantizeSpec, Operand, QuantizeSpec, TableSpec
 from exporters.tvm.families import Spec, family_of
@@ -67,15 +67,15 @@ class Program:
         return names
 
 
-def plan(net: QuantizedNetwork, isa: Isa) -> Program:
-    """The steps that compute `net` with the instructions of `isa`."""
+def plan(net: QuantizedNetwork, isa: Isa, *, pack_weights: bool = False) -> Program:
+    """The steps that compute `net` with the instructions of `isa`; pack_weights: as in `compile_tvm`."""
     layouts = plan_layouts(net)
     tensors = net.tensors
     start = QuantizeSpec(layouts[net.input.name], net.input.scale, Clamp.of(net.input))
     steps = [Step("quantize", start, (), net.input.name)]
     for layer in net.layers:
         source, target = layouts[layer.input], layouts[layer.output.name]
-        spec, constants = _lower(isa, layer, tensors, layouts, source, target)
+        spec, constants = _lower(isa, layer, tensors, layouts, source, target, pack_weights)
         steps.append(Step(layer.name, spec, layer.inputs, layer.output.name, constants))
     output = net.output
     end = DequantizeSpec(layouts[output.name], output.shape, output.scale, Clamp.of(output).zero_point)
@@ -139,13 +139,19 @@ def _image_shape(tensor: QTensor) -> tuple[int, int, int]:
 
 
 def _lower(
-    isa: Isa, layer: QLayer, tensors: dict[str, QTensor], layouts: dict[str, Layout], source: Layout, target: Layout
+    isa: Isa,
+    layer: QLayer,
+    tensors: dict[str, QTensor],
+    layouts: dict[str, Layout],
+    source: Layout,
+    target: Layout,
+    pack_weights: bool,
 ) -> tuple[Spec, Constants]:
     """What computes the layer, and its constants."""
     tensor, output, clamp = tensors[layer.input], layer.output, Clamp.of(layer.output)
     match layer:
         case QConv() | QDepthwise() | QLinear():
-            return _lower_weighted(isa, layer, tensor, source, target)
+            return _lower_weighted(isa, layer, tensor, source, target, pack_weights)
         case QAdd():
             first, second = (_operand(tensors[name], layouts[name]) for name in layer.inputs)
             return AddSpec(first, second, target, output.scale, output.zero_point, clamp), ()
@@ -191,7 +197,7 @@ def _clip_table(layer: QClip, source: QTensor) -> NDArray[np.uint8]:
 
 
 def _lower_weighted(
-    isa: Isa, layer: QWeighted, tensor: QTensor, source: Layout, target: Layout
+    isa: Isa, layer: QWeighted, tensor: QTensor, source: Layout, target: Layout, pack_weights: bool
 ) -> tuple[ConvSpec | DepthwiseSpec, Constants]:
     """sum((x - zx) w) + b = sum(x w) + (b - zx sum(w)), modulo 2**32; padding holds zx, so it needs no exception.
 
@@ -201,8 +207,8 @@ def _lower_weighted(
     flat = weight.reshape(len(weight), -1).astype(np.int64)
     bias = layer.bias.astype(np.int64) - (Clamp.of(tensor).zero_point - isa.code_offset) * flat.sum(1)
     scale = requantization_scale(layer, tensor)
-    largest = (255 * np.abs(flat).sum(1) + np.abs(bias)) * scale.astype(np.float64)
-    may_overflow = bool(largest.max(initial=0.0) >= INT32_LIMIT)
+    largest = 255 * np.abs(flat).sum(1) + np.abs(bias)
+    may_overflow = bool((largest * scale.astype(np.float64)).max(initial=0.0) >= INT32_LIMIT)
     clamp = Clamp.of(layer.output)
     if isinstance(layer, QLinear):
         weight, stride, padding = weight[..., None, None], 1, (0, 0)
@@ -214,8 +220,11 @@ def _lower_weighted(
         spec = DepthwiseSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
         packed, order = family.pack_depthwise(isa, spec, parts), family.depthwise_order(isa, target.pitch)
     else:
-        spec = ConvSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
+        fits = weight.min(initial=0) >= -8 and weight.max(initial=0) <= 7 and 16 * largest.max() < INT32_LIMIT
+        spec = ConvSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts), pack_weights and fits)
         packed, order = family.pack_conv(isa, parts, target.pitch), family.conv_order(isa, target.pitch)
+        if spec.packed:  # 16 times the sum, and a sixteenth of the scale, is the same in float32
+            packed, bias, scale = pack_nibbles(isa, parts, target.pitch), bias * 16, scale / np.float32(16)
     padded_bias, padded_scale = np.zeros(target.pitch, np.int32), np.zeros(target.pitch, np.float32)
     padded_bias[: len(bias)] = bias.astype(np.int32)
     padded_scale[: len(scale)] = scale

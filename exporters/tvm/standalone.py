@@ -22,6 +22,7 @@ from exporters.tvm.families import family_of
 from exporters.tvm.link import compiler, run
 from exporters.tvm.lowering import LOGITS, Program, plan
 from exporters.tvm.metadata import network_sha256
+from exporters.tvm.pipeline import PIPELINE
 from exporters.tvm.plain import NUMBER_FROM_BITS
 from exporters.tvm.targets import C_SOURCE, CompileTarget, resolve_target
 
@@ -67,7 +68,7 @@ def _kernels(program: Program, target: CompileTarget) -> tuple[Any, bool]:
         name: family.kernel(target.isa, spec, 1).c_function(name) for spec, name in program.kernel_names().items()
     }
     with tvm.transform.PassContext(opt_level=3):
-        module = tvm.tirx.build(tvm.IRModule(functions), target=tvm.target.Target(dict(target.llvm)))
+        module = tvm.tirx.build(tvm.IRModule(functions), target=tvm.target.Target(dict(target.llvm)), pipeline=PIPELINE)
     return module, module.kind == "c"
 
 

@@ -86,6 +86,12 @@ class PairProducts(X86):
         words = 2 * self.lanes
         return [ir.load(buffer, block * self.block + half * words, words) for half in range(2)]
 
+    def expand_weights(self, block: ir.Expr) -> ir.Expr:
+        words = 2 * self.lanes
+        pairs, eight = ir.bits(block, "int16", words), ir.splat(8, "int16", words)
+        even = ir.T.shift_right(ir.T.shift_left(pairs, eight), eight)
+        return [ir.bind(even), ir.bind(ir.T.shift_right(pairs, eight))]
+
     def quads(self, codes: ir.Expr) -> ir.Expr:
         words = 2 * self.lanes
         pairs = ir.bits(codes, "uint16", words)
