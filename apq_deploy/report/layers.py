@@ -54,8 +54,7 @@ def _bars(title: str, layers: Sequence[NamedLayer], values: Sequence[float], uni
         # Layers outside of the blocks have no dot in their names: what follows the last block is a group of its own.
         heading = None
         if block != group:
-            words = block.replace("stage", "stage ").replace(".block", ", block ").replace("_", " ")
-            heading = words if block else "after the blocks"
+            heading = _block_words(block) if block else "after the blocks"
         group = block
         rows.append(
             Row(
@@ -99,14 +98,22 @@ def bits_part(costs: HardwareCosts) -> Markup:
     table = data_table(("block", *(name.replace("_", " ") for name in BIT_CHOICES)), _wider_rows(costs))
     title = "What the next wider bits would add to the latency"
     words = (
-        "Shares of the network's latency, all other choices held; a lone number is the widest there is. Framed: the wider bits cost less than "
+        "Shares of the network's latency, all other choices held; a lone number is the widest there is. "
+        "Framed: the wider bits cost less than "
         f"{percent(found.threshold, 0)} of the block's latency, so the narrower ones buy no time there."
     )
-    lines = tag("ul", {"class": "sentences"}, *(tag("li", None, _capital(line)) for line in sentences))
+    lines = tag("ul", {"class": "sentences"}, *(tag("li", None, _readable(line)) for line in sentences))
     return joined([lines, grid(*figures), tag("h3", None, title), table, note(words)])
 
 
-def _capital(sentence: str) -> str:
+def _block_words(name: str) -> str:
+    """`stage 1, block 2` for `stage1.block2`, which breaks into two lines where room is scarce."""
+    return name.replace("stage", "stage ").replace(".block", ", block ").replace("_", " ")
+
+
+def _readable(sentence: str) -> str:
+    for name in BIT_CHOICES:
+        sentence = sentence.replace(name, name.replace("_", " "))
     return sentence[:1].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
 
 
@@ -115,7 +122,7 @@ def _wider_rows(costs: HardwareCosts) -> list[list[str]]:
     rows = []
     for block in costs.explanation.blocks:
         choices = {choice.name: choice for choice in block.choices}
-        rows.append([block.name, *(_wider(choices[name], total) for name in BIT_CHOICES)])
+        rows.append([_block_words(block.name), *(_wider(choices[name], total) for name in BIT_CHOICES)])
     return rows
 
 

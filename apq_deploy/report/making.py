@@ -25,14 +25,13 @@ class StageCost:
     """What one stage of the design took.
 
     is_once: paid once for all deployments. seconds: None where the record does not say. clock: what was counted;
-    `processor` adds up all threads. command: what makes the stage's record.
+    `processor` adds up all threads.
     """
 
     name: str
     is_once: bool
     seconds: float | None
     clock: Clock
-    command: str
 
 
 def stage_costs(records: RunRecords) -> list[StageCost]:
@@ -46,9 +45,9 @@ def stage_costs(records: RunRecords) -> list[StageCost]:
             built = (compiled.compile_seconds, "wall")
     return [
         *_once(records),
-        StageCost("search", False, records.search_cpu_seconds, "processor", "search"),
-        StageCost("export", False, exported, "processor", "export"),
-        StageCost("compile", False, *built, "compile"),
+        StageCost("search", False, records.search_cpu_seconds, "processor"),
+        StageCost("export", False, exported, "processor"),
+        StageCost("compile", False, *built),
     ]
 
 
@@ -64,7 +63,7 @@ def _once(records: RunRecords) -> list[StageCost]:
                 seconds, clock = sum(kind["points"] * kind["seconds_per_point"] for kind in kinds), "wall"
         elif seconds is None:
             seconds, clock = facts.get("seconds"), "wall"
-        found.append(StageCost(name, True, seconds, clock, name))
+        found.append(StageCost(name, True, seconds, clock))
     return found
 
 
@@ -105,18 +104,20 @@ def cost_part(records: RunRecords) -> Markup:
         ]
         summary = "Time per deployment: " + ", ".join(f"{row.name} {row.words}" for row in rows)
         figures.append(figure("Time per deployment, all stages shared out", bars(rows, summary, values=72.0)))
-    head = ("stage", "paid", "time", "counted", "recorded by")
+    head = ("stage", "paid", "time")
     rows = [
         (
             stage.name,
             "once" if stage.is_once else "each deployment",
-            "not recorded" if stage.seconds is None else duration(stage.seconds),
-            "-" if stage.seconds is None else f"{stage.clock} time",
-            f"apq-deploy {stage.command}",
+            "not recorded" if stage.seconds is None else f"{duration(stage.seconds)} ({stage.clock})",
         )
         for stage in stages
     ]
-    return joined([*parts, grid(*figures), data_table(head, rows)])
+    parts += [grid(*figures), data_table(head, rows)]
+    lacking = [f"apq-deploy {stage.name}" for stage in stages if stage.seconds is None]
+    if lacking:
+        parts.append(note(f"Times that are not recorded are noted by {', '.join(lacking)}."))
+    return joined(parts)
 
 
 def _sum(stages: list[StageCost]) -> float | None:
@@ -185,7 +186,7 @@ def _step(step: Mapping[str, Any]) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {'default' if value is None else value}" for name, value in settings.items()
+        f"{name.replace('_', ' ')} {'not set' if value is None else value}" for name, value in settings.items()
     )
 
 

@@ -96,7 +96,7 @@ def report_html(run: Path, model: Path | None, hardware: str | None, cost_table:
 
 def _heading(records: RunRecords) -> str:
     result = records.search
-    budget = str(result.budget).replace("<=", "≤") if result.budget.limits else "no budget"
+    budget = str(result.budget).replace("<= ", "≤\N{NO-BREAK SPACE}") if result.budget.limits else "no budget"
     return f"{result.space} on {result.hardware}: {budget}"
 
 

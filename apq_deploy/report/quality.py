@@ -133,7 +133,7 @@ def _verdict(differing: int) -> Markup:
 def _agreement_rows(found: Agreement) -> list[list[str]]:
     return [
         [
-            f"{source} with NumPy's integers",
+            f"{source} with NumPy",
             _verdict(found.differing[source]),
             f"{found.differing[source]} codes, {tensors} tensors",
             str(found.images),

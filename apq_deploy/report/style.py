@@ -89,6 +89,8 @@ pre { white-space: pre-wrap; font-size: 0.75rem; background: var(--panel); paddi
   h1 { font-size: 1.3rem; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .tile .value { font-size: 1.2rem; }
+  table { font-size: 0.8rem; } thead th { white-space: normal; } th, td { padding-right: 0.5rem; }
+  .wider b { display: block; } .free { display: inline-block; }
   dl div { grid-template-columns: 1fr; gap: 0; }
 }
 @media print {
@@ -103,7 +105,7 @@ pre { white-space: pre-wrap; font-size: 0.75rem; background: var(--panel); paddi
   nav, .screen-only, #records { display: none; }
   .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem 1.6rem; }
   figure, .tile, tr, .missing { break-inside: avoid; }
-  h2, h3, figcaption { break-after: avoid; }
+  h2, h3, figcaption, .legend.wide { break-after: avoid; }
   section { padding: 0.8rem 0; }
   .scroll { overflow: visible; } table { font-size: 8pt; } th, td { padding-right: 0.5rem; }
   details.printed::details-content { content-visibility: visible; block-size: auto; }
