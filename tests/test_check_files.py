@@ -28,7 +28,8 @@ SIZE = "[size]\nmax_kb = 1000"
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return make_case(tmp_path, NET)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from apq_deploy.check.baseline import Baseline, read_baseline, regression, write_baseline
@@ -11,10 +12,10 @@ from apq_deploy.check.budget_file import GATES, DeployBudget, read_budget
 from apq_deploy.check.findings import CheckReport, GateResult, one_line, problem
 from apq_deploy.check.gates import RUN
 from apq_deploy.check.images import given_images
-from apq_deploy.check.subject import Subject, temporary_folder
+from apq_deploy.check.subject import Subject
 from apq_deploy.errors import UserError
 from apq_deploy.progress import progress
-from exporters.errors import ExportError, UnsupportedGraph
+from exporters.errors import ExportError
 from hwmodels import HardwareError, load_hardware
 from hwmodels.settings import nearest
 
@@ -45,11 +46,13 @@ def run_check(
             raise UserError(f'--skip: there is no gate "{name}"{nearest(name, GATES)}')
     active = set(budget.gates) - set(skip)
     baseline = _baseline(budget, baseline_path, active)
-    if active & USES_HARDWARE:
+    # a baseline holds a figure for each tolerance, whether they are compared now or not
+    measured = active if baseline_output is None else active | {"regression"}
+    if measured & USES_HARDWARE:
         load_hardware(budget.hardware.model)
-    with temporary_folder() as folder:
-        subject = Subject(model, budget, Path(folder))
-        if data is not None and active & USES_IMAGES:
+    with ExitStack() as cleanup:
+        subject = Subject(model, budget, cleanup)
+        if data is not None and measured & USES_IMAGES:
             _load_data(subject, data)
         results = []
         with progress("check", len(GATES)) as advance:
@@ -83,7 +86,7 @@ def _baseline(budget: DeployBudget, path: Path | None, active: set[str]) -> Base
 def _load_data(subject: Subject, data: Path) -> None:
     try:
         wanted = subject.image_format()
-    except (UnsupportedGraph, ExportError):
+    except ExportError:
         return  # each gate that needs images fails with this reason
     subject.given = given_images(data, wanted)
 

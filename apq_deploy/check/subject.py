@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -43,17 +44,18 @@ class Subject:
     """A model file and what has been found out about it so far.
 
     An error is remembered like a result: each gate that needs what could not be had gets the same reason.
+    cleanup: removes, when it closes, what is built on the way.
 
     Raises: ExportError if the file is no ONNX model.
     """
 
-    def __init__(self, path: Path, budget: DeployBudget, folder: Path) -> None:
+    def __init__(self, path: Path, budget: DeployBudget, cleanup: ExitStack) -> None:
         self.path = path
         self.budget = budget
         self.model = parse_model(read_file(path), os.fspath(path))
         self.figures: dict[str, Figure] = {}
         self.given: CheckImages | None = None
-        self._folder = folder  # for what is built on the way
+        self._cleanup = cleanup
         self._found: dict[str, tuple[Any, Exception | None]] = {}
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
@@ -125,7 +127,7 @@ class Subject:
         from exporters.tvm import compile_tvm
 
         settings = self.budget.compiled
-        path = self._folder / "model.so"
+        path = Path(self._cleanup.enter_context(TemporaryDirectory(prefix="apq-deploy-check-"))) / "model.so"
         compile_tvm(self.network(), settings.target, settings.threads).save(path)
         return path
 
@@ -242,8 +244,3 @@ class Subject:
         """Version of the operator set ai.onnx, or None where the file does not say."""
         versions = [entry.version for entry in self.model.opset_import if entry.domain in DEFAULT_DOMAINS]
         return max(versions, default=None)
-
-
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the compiled library, gone after the check."""
-    return tempfile.TemporaryDirectory(prefix="apq-deploy-check-")

@@ -37,12 +37,11 @@ def check(
 
     report = run_check(model, budget, data, baseline, write_baseline, tuple(skip or ()))
     text = WRITERS[output_format](report)
-    if output is None:
-        print(text)
-    else:
+    # shown first: an outcome that cannot be written is still seen
+    print(text if output is None else WRITERS["text"](report))
+    if output is not None:
         with atomic(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        print(WRITERS["text"](report))
     if output_format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
         append_summary(report, Path(summary))
     if not report.passed:
