@@ -146,7 +146,17 @@ PROVENANCE = {
             "float": {"points": 100, "seconds_per_point": 0.5},
             "quantized": {"points": 50, "seconds_per_point": 3.0},
         },
-        "fit": {"cpu_seconds": 40.0},
+        "fit": {
+            "cpu_seconds": 40.0,
+            "held_out_scores": {
+                "quantized, transferred": {
+                    "points": 60.0,
+                    "pairwise_accuracy": 0.863,
+                    "kendall_tau": 0.724,
+                    "mean_absolute_error_points": 0.2606,
+                }
+            },
+        },
     },
 }
 
@@ -448,6 +458,8 @@ def test_the_predictor_on_held_out_points(page: str) -> None:
     words = Outline(page).sections["accuracy"]
     assert "On 20 networks held out of its training" in words
     assert "network held out of the training" in words
+    for word in ("quantized, transferred", "86.3 %", "0.724", "0.26"):
+        assert word in words
 
 
 def test_the_same_run_gives_the_same_page_and_stays_as_it_is(case: Case) -> None:
@@ -490,7 +502,7 @@ def test_a_front_in_the_run_folder_is_shown_as_it_is(case: Case) -> None:
     assert f"front, {len(front)} networks" in words
     assert "Accuracy against latency" in words
     assert "Accuracy against energy" in words
-    assert "A quick front" not in words
+    assert "Made for this page" not in words
     assert f"{100 * front.accuracy[0]:.2f}" in words
 
 
@@ -566,6 +578,33 @@ def test_a_damaged_record_is_one_line_and_leaves_the_earlier_page(case: Case, na
     assert sorted(each.name for each in case.run.parent.iterdir()) == ["model", "page.html", "run"]
 
 
+@pytest.mark.parametrize("steps", [[], {"train": 3}, {"collect": {"float": {"points": 5}}}, {"fit": {"seconds": "x"}}])
+def test_a_provenance_of_another_kind_is_one_line(case: Case, steps: Any) -> None:
+    changed(case.model / "provenance.json", steps=steps)
+    with pytest.raises(UserError, match=r"provenance\.json: expected a whole record"):
+        written(case)
+
+
+def test_a_search_that_contradicts_itself_is_one_line(case: Case) -> None:
+    genome = list(case.result.genome)
+    for wrong in (genome[:-1], [100, *genome[1:]], [(genome[0] + 1) % 3, *genome[1:]]):
+        changed(case.run / "search.json", genome=wrong)
+        with pytest.raises(UserError, match=r"search\.json: .*genome"):
+            written(case)
+    changed(case.run / "search.json", genome=genome, costs={"full": {}})
+    with pytest.raises(UserError, match=r"search\.json: .*latency_ms"):
+        written(case)
+
+
+def test_a_front_that_contradicts_itself_is_one_line(case: Case) -> None:
+    front = save_front(case)
+    for wrong in ({"accuracy": front.accuracy.tolist()[1:]}, {"objectives": ["size"]}, {"genes": [[1], [2, 3]]}):
+        save_front(case)
+        changed(case.run / "front.json", **wrong)
+        with pytest.raises(UserError, match=r"front\.json: "):
+            written(case)
+
+
 @pytest.mark.parametrize("missing", ["compared", "images"])
 def test_a_record_with_a_part_missing_names_its_file(case: Case, missing: str) -> None:
     data = json.loads((case.run / "export.json").read_text())
@@ -577,6 +616,9 @@ def test_a_record_with_a_part_missing_names_its_file(case: Case, missing: str) -
 
 def test_wrong_calls(whole: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no search in .*apq-deploy search"):
+        write_report(tmp_path, tmp_path / "page.html")
+    (tmp_path / "front.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no chosen network; choose one with `apq-deploy pick`"):
         write_report(tmp_path, tmp_path / "page.html")
     with pytest.raises(UserError, match=r"expected the name of an \.html file"):
         write_report(whole.run, tmp_path / "page.pdf")

@@ -13,6 +13,9 @@ from apq_deploy.search.budget import in_words, metric_words
 from apq_deploy.search.explain import BIT_CHOICES, Choice
 from apq_deploy.workload import NamedLayer
 
+# A space that no line breaks at.
+_FIXED = "\N{NO-BREAK SPACE}"
+
 _TONES = {"expand": 1, "depthwise": 2, "project": 3}
 _WIDTH_METRICS: tuple[Metric, ...] = ("latency_ms", "energy_mj", "size_kb")
 
@@ -108,7 +111,8 @@ def bits_part(costs: HardwareCosts) -> Markup:
 
 def _block_words(name: str) -> str:
     """`stage 1, block 2` for `stage1.block2`, which breaks into two lines where room is scarce."""
-    return name.replace("stage", "stage ").replace(".block", ", block ").replace("_", " ")
+    words = name.replace("stage", f"stage{_FIXED}").replace(".block", f", block{_FIXED}")
+    return words.replace("_", " ")
 
 
 def _readable(sentence: str) -> str:

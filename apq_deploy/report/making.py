@@ -6,18 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 from apq_deploy.report.markup import Markup, data_table, facts, figure, folded, grid, joined, note, tag
 from apq_deploy.report.missing import missing
 from apq_deploy.report.plot import Row, bars
+from apq_deploy.report.provenance import STEPS, Clock, Step
 from apq_deploy.report.records import Missing, RunRecords
 from apq_deploy.report.words import duration, plural
 
 _PACKAGES = ("apq-deploy", "numpy", "torch", "onnx", "onnxruntime", "apache-tvm")
 _DEPLOYMENTS = (1, 10, 100, 1000)
-
-Clock = Literal["processor", "wall"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +51,13 @@ def stage_costs(records: RunRecords) -> list[StageCost]:
 
 
 def _once(records: RunRecords) -> list[StageCost]:
-    steps: Mapping[str, Any] = {} if isinstance(records.provenance, Missing) else records.provenance.get("steps", {})
-    found = []
-    for name in ("train", "collect", "fit"):
-        facts = steps.get(name, {})
-        seconds, clock = facts.get("cpu_seconds"), "processor"
-        if seconds is None and name == "collect":
-            kinds = [facts[kind] for kind in ("float", "quantized") if facts.get(kind, {}).get("points")]
-            if kinds:
-                seconds, clock = sum(kind["points"] * kind["seconds_per_point"] for kind in kinds), "wall"
-        elif seconds is None:
-            seconds, clock = facts.get("seconds"), "wall"
-        found.append(StageCost(name, True, seconds, clock))
-    return found
+    steps = {} if isinstance(records.provenance, Missing) else records.provenance
+    return [
+        StageCost(name, True, steps[name].seconds, steps[name].clock)
+        if name in steps
+        else StageCost(name, True, None, "wall")
+        for name in STEPS
+    ]
 
 
 def cost_part(records: RunRecords) -> Markup:
@@ -169,19 +162,19 @@ def versions_part(records: RunRecords) -> Markup:
         parts.append(missing(records.provenance, "How the model was trained is not known."))
     else:
         parts.append(tag("h3", None, "How the model was made"))
-        steps: Mapping[str, Any] = records.provenance.get("steps", {})
+        steps = records.provenance
         parts.append(facts([(name, _step(step)) for name, step in steps.items()]))
-        lacking = [name for name in ("train", "collect", "fit") if name not in steps]
+        lacking = [name for name in STEPS if name not in steps]
         if lacking:
             words = ", ".join(f"apq-deploy {name}" for name in lacking)
             parts.append(note(f"Not recorded: {', '.join(lacking)} (written by {words})."))
     return joined(parts)
 
 
-def _step(step: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in step.get("versions", {}).items())
-    words = [str(step[name]) for name in ("command", "date") if name in step]
-    return "; ".join([*words, _settings(step.get("settings", {})), versions])
+def _step(step: Step) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in step.versions.items())
+    words = (step.command, step.date, _settings(step.settings), versions, step.notes)
+    return "; ".join(word for word in words if word)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -47,14 +47,14 @@ def report_html(run: Path, model: Path | None, hardware: str | None, cost_table:
     records = RunRecords.load(run, model)
     costs = hardware_costs(records.search, hardware, cost_table)
     predictor = trained_predictor(records)
-    front, is_quick = front_of(records, predictor, costs)
+    front, is_made_here = front_of(records, predictor, costs)
     points = held_out(records.model, predictor, records.search)
     parts = [
         ("result", "Budget and result", outcome(records)),
         (
             "front",
             "Pareto front",
-            missing(front) if isinstance(front, Missing) else front_part(records, front, is_quick),
+            missing(front) if isinstance(front, Missing) else front_part(records, front, is_made_here),
         ),
         ("search", "Search", history_part(records.search)),
         ("network", "The network", network_part(records)),

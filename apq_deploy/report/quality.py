@@ -44,6 +44,7 @@ def accuracy_part(records: RunRecords, points: HeldOut | Missing) -> Markup:
                 "all pairs right."
             )
         )
+    remarks += _scores(records)
     if isinstance(records.export, Missing):
         remarks.insert(0, missing(records.export))
     else:
@@ -57,6 +58,24 @@ def accuracy_part(records: RunRecords, points: HeldOut | Missing) -> Markup:
             ),
         )
     return joined([grid(*figures), *remarks])
+
+
+def _scores(records: RunRecords) -> list[Markup]:
+    """How predictors of the same points compare on held-out points, as `fit` noted it."""
+    if isinstance(records.provenance, Missing) or "fit" not in records.provenance:
+        return []
+    rows = [
+        (
+            name,
+            str(score.points),
+            percent(score.pairwise_accuracy),
+            f"{score.kendall_tau:.3f}",
+            f"{score.mean_error_points:.2f}",
+        )
+        for name, score in records.provenance["fit"].scores.items()
+    ]
+    head = ("predictor", "held-out points", "pairs ranked right", "Kendall's tau", "mean error, points")
+    return [folded("Predictors with and without transfer", data_table(head, rows))] if rows else []
 
 
 def _steps(records: RunRecords) -> Markup:

@@ -13,13 +13,13 @@ from apq_deploy.deployment import RunFolder
 from apq_deploy.errors import UserError
 from apq_deploy.files import read_json
 from apq_deploy.model import PROVENANCE_SCHEMA, ModelFolder, find_model
+from apq_deploy.report.provenance import STEPS, Step, steps_from_json
 from apq_deploy.search import Front, SearchResult
 from apq_deploy.search.front import SCHEMA as FRONT_SCHEMA
 from apq_deploy.search.result import SCHEMA as SEARCH_SCHEMA
 
 EXPORT_SCHEMA = "apq-deploy/export/1"
 COMPILE_SCHEMA = "apq-deploy/compile/1"
-FRONT_FILE = "front.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class RunRecords:
     compiled: CompileRecord | Missing
     front: Front | Missing
     model: ModelFolder | Missing
-    provenance: Mapping[str, Any] | Missing
+    provenance: Mapping[str, Step] | Missing
     raw: Mapping[str, Mapping[str, Any]]
 
     @classmethod
@@ -187,10 +187,13 @@ class RunRecords:
         """
         folder = RunFolder(run)
         if not folder.search.is_file():
+            if folder.front.is_file():
+                raise UserError(f"{run} holds a front but no chosen network; choose one with `apq-deploy pick`")
             raise UserError(f"there is no search in {run}; make one with `apq-deploy search`, or name another --run")
         raw: dict[str, Mapping[str, Any]] = {folder.search.name: read_json(folder.search, SEARCH_SCHEMA)}
-        search = SearchResult.from_json(raw[folder.search.name])
         with _checked(folder.search, "search"):
+            search = SearchResult.from_json(raw[folder.search.name])
+            _check_search(search)
             search_cpu_seconds = _seconds(raw[folder.search.name])
         where = "" if run.name == str(run) == "apq-run" else f" --run {shlex.quote(str(run))}"
         exported: ExportRecord | Missing = Missing(
@@ -199,7 +202,7 @@ class RunRecords:
         compiled: CompileRecord | Missing = Missing(
             "The network has not been compiled.", f"apq-deploy compile model.onnx -o model.so{where}"
         )
-        front: Front | Missing = Missing(f"There is no {FRONT_FILE} in the run folder.")
+        front: Front | Missing = Missing("There is no front in the run folder.", f"apq-deploy search --pareto{where}")
         if folder.export.is_file():
             raw[folder.export.name] = read_json(folder.export, EXPORT_SCHEMA)
             with _checked(folder.export, "export"):
@@ -208,27 +211,59 @@ class RunRecords:
             raw[folder.compile.name] = read_json(folder.compile, COMPILE_SCHEMA)
             with _checked(folder.compile, "compile"):
                 compiled = CompileRecord.from_json(raw[folder.compile.name])
-        if (path := run / FRONT_FILE).is_file():
-            raw[FRONT_FILE] = read_json(path, FRONT_SCHEMA)
-            front = Front.from_json(raw[FRONT_FILE])
-        found, provenance = _model(search, model)
-        if not isinstance(provenance, Missing):
-            raw["provenance.json"] = provenance
+        if folder.front.is_file():
+            raw[folder.front.name] = read_json(folder.front, FRONT_SCHEMA)
+            with _checked(folder.front, "search --pareto"):
+                front = Front.from_json(raw[folder.front.name])
+                _check_front(front)
+        found = _model(search, model)
+        provenance: Mapping[str, Step] | Missing
+        if isinstance(found, Missing):
+            provenance = found
+        elif not (path := found.provenance).is_file():
+            command = f"apq-deploy train --space {shlex.quote(search.space)} --data DIR"
+            provenance = Missing("The trained model does not say how it was made.", command)
+        else:
+            raw[path.name] = read_json(path, PROVENANCE_SCHEMA)
+            with _checked(path, " or ".join(STEPS)):
+                provenance = steps_from_json(raw[path.name])
         return cls(run, search, search_cpu_seconds, exported, compiled, front, found, provenance, raw)
 
 
-def _model(search: SearchResult, model: Path | None) -> tuple[ModelFolder | Missing, Mapping[str, Any] | Missing]:
-    """The folder of the trained model and what it says of its making."""
+def _model(search: SearchResult, model: Path | None) -> ModelFolder | Missing:
+    """The folder of the trained model.
+
+    Raises: UserError if it was named and is not there.
+    """
     try:
-        folder = find_model(search.search_space(), model)
+        return find_model(search.search_space(), model)
     except UserError as error:
         if model is not None:
             raise
-        return Missing(f"{error}."), Missing(f"{error}.")
-    if not folder.provenance.is_file():
-        command = f"apq-deploy train --space {shlex.quote(search.space)} --data DIR"
-        return folder, Missing("The trained model does not say how it was made.", command)
-    return folder, read_json(folder.provenance, PROVENANCE_SCHEMA)
+        return Missing(f"{error}.")
+
+
+def _check_search(search: SearchResult) -> None:
+    """Raises: ValueError if the genome is none of the space, or the costs or the history lack what every search has."""
+    space = search.search_space()
+    genes = search.genes
+    if genes.shape != (space.n_genes,) or (genes < 0).any() or (genes >= space.cardinalities).any():
+        raise ValueError("the genome is none of the space")
+    if space.decode(genes) != search.arch:
+        raise ValueError("genome and architecture differ")
+    if search.scope not in search.costs or not len(search.history):
+        raise ValueError("costs or history are empty")
+    for costs in search.costs.values():
+        for name in ("latency_ms", "bitops_g", "size_kb", "macs_m", *search.budget.limits):
+            float(costs[name])
+
+
+def _check_front(front: Front) -> None:
+    """Raises: ValueError if the front is empty, or its parts are of different lengths."""
+    n = len(front.accuracy)
+    shapes = {front.accuracy.shape, front.genes.shape[:1], *(values.shape for values in front.costs.values())}
+    if not n or not len(front.history) or shapes != {(n,)} or not set(front.objectives) <= set(front.costs):
+        raise ValueError("networks, accuracies and costs do not match")
 
 
 @contextmanager
@@ -236,6 +271,8 @@ def _checked(path: Path, command: str) -> Iterator[None]:
     """Raises: UserError for a record in which something is missing or of another kind."""
     try:
         yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: expected a whole record, got one with something missing or wrong ({error}); "

@@ -17,7 +17,7 @@ _UNITS: dict[Metric, str] = {"latency_ms": "ms", "energy_mj": "mJ", "bitops_g": 
 _ROWS = 20
 
 
-def front_part(records: RunRecords, front: Front, is_quick: bool) -> Markup:
+def front_part(records: RunRecords, front: Front, is_made_here: bool) -> Markup:
     """Accuracy against each cost that the front trades it for."""
     result = records.search
     chosen = result.costs[front.scope] if front.scope in result.costs else result.costs[result.scope]
@@ -44,9 +44,10 @@ def front_part(records: RunRecords, front: Front, is_quick: bool) -> Markup:
     picked = _picked(front)
     rated = f"{int(front.history.evaluations[-1]):,}"
     words = (
-        f"A quick front, made for this page: NSGA-II rated {rated} networks over the whole range of the space, where "
-        f"the search rated {result.evaluations:,} for one budget, so the chosen network may lie above it."
-        if is_quick
+        f"Made for this page: NSGA-II rated {rated} networks over the whole range of the space, where the search rated "
+        f"{result.evaluations:,} for one budget, so the chosen network may lie above the front. "
+        "`apq-deploy search --pareto` keeps a front in the run folder."
+        if is_made_here
         else f"Traced with NSGA-II, {rated} networks rated; {front.stop_reason}; seed {front.seed}."
     )
     table = folded(
