@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from apq_deploy.arch import Arch
+from apq_deploy.errors import UserError
 from apq_deploy.files import read_json
 from apq_deploy.model import find_model
 from apq_deploy.predictor.model import Predictor
@@ -34,6 +35,15 @@ class RunFolder:
     @property
     def search(self) -> Path:
         return self.path / "search.json"
+
+    def result(self) -> SearchResult:
+        """The run's search result.
+
+        Raises: UserError if there is none, or it is damaged.
+        """
+        if not self.search.exists():
+            raise UserError(f"there is no search in {self.path}; begin with `apq-deploy search --run {self.path}`")
+        return SearchResult.load(self.search)
 
     @property
     def front(self) -> Path:
@@ -299,7 +309,7 @@ def describe_run(run: Path) -> str:
     Raises: UserError if the run has not even searched.
     """
     folder = RunFolder(run)
-    result = SearchResult.load(folder.search)
+    result = folder.result()
     rows = [("space", result.space), ("budget", str(result.budget)), *describe_costs(result)]
     if folder.export.exists():
         report = read_json(folder.export, "apq-deploy/export/1")

@@ -36,10 +36,9 @@ def export(
 ) -> None:
     """Export the network of the last search: extract, calibrate, fine-tune, write ONNX, measure its accuracy."""
     from apq_deploy.deployment import RunFolder, describe_export
-    from apq_deploy.search import SearchResult
 
     folder = RunFolder(run)
-    result = SearchResult.load(folder.search)
+    result = folder.result()
 
     from apq_deploy.exporting import ExportSettings, export_network
     from apq_deploy.model import find_model
