@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import BITS, random_image, random_network
 
 from exporters import compile_tvm, write_onnx
 from exporters.parity import parity
 from exporters.tvm.targets import TARGETS
-from networks import BITS, random_image, random_network
 
 RUNNABLE = [name for name, target in TARGETS.items() if target.runs_here]
 

@@ -19,7 +19,7 @@ class ConvSpec:
     """What sets the code of a convolution apart; weights, biases and scales are arguments of the kernel.
 
     padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`. parts: int8 weights that
-    make up a weight, two where its zero point leads out of int8. packed: weights of 4 bits lie two to a byte, and all
+    make up a weight, more than one where its zero point leads out of int8. packed: weights of 4 bits lie two to a byte, and all
     sums are 16 times what they mean (`pack_nibbles`).
     """
 
@@ -103,9 +103,11 @@ def channel_order(isa: Isa, channels: int) -> NDArray[np.int64]:
 
 def split_weight(weight: NDArray[np.int16]) -> NDArray[np.int8]:
     """(parts, *weight.shape): int8 weights whose sum is `weight`; one part where that is enough."""
-    first = np.clip(weight, -128, 127)
-    parts = [first, weight - first] if np.any(first != weight) else [first]
-    return np.stack(parts).astype(np.int8)
+    parts, rest = [], weight
+    while not parts or np.any(rest):
+        parts.append(np.clip(rest, -128, 127).astype(np.int8))
+        rest = rest - parts[-1]
+    return np.stack(parts)
 
 
 def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.generic]:
