@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apq_deploy.report.markup import Markup, data_table, figure, folded, grid, joined, note
+from apq_deploy.report.markup import Markup, data_table, figure, folded, grid, joined, note, tag
 from apq_deploy.report.outcome import file_accuracy
 from apq_deploy.report.plot import Series, chart
 from apq_deploy.report.records import RunRecords
@@ -15,6 +15,8 @@ from apq_deploy.search.budget import in_words, metric_words
 _UNITS: dict[Metric, str] = {"latency_ms": "ms", "energy_mj": "mJ", "bitops_g": "G", "size_kb": "kB", "macs_m": "M"}
 # Generations in the table of the history.
 _ROWS = 20
+# Networks of a front that are drawn as dots on its line; more would hide it.
+_DOTS = 60
 
 
 def front_part(records: RunRecords, front: Front, is_made_here: bool) -> Markup:
@@ -28,7 +30,7 @@ def front_part(records: RunRecords, front: Front, is_made_here: bool) -> Markup:
         mark = "steps" if len(front.objectives) == 1 else "circles"
         words = f"front, {len(front)} networks"
         series = [Series(words, x.tolist(), y.tolist(), mark, 1)]
-        if mark == "steps":
+        if mark == "steps" and len(front) <= _DOTS:
             series.append(Series("a network of the front", x.tolist(), y.tolist(), "circles", 1))
         predicted = 100 * result.predicted_accuracy
         series.append(Series("chosen, as predicted", [chosen[name]], [predicted], "diamond", 2))
@@ -43,13 +45,15 @@ def front_part(records: RunRecords, front: Front, is_made_here: bool) -> Markup:
         figures.append(figure(f"Accuracy against {metric_words(name)}", drawn))
     picked = _picked(front)
     rated = f"{int(front.history.evaluations[-1]):,}"
-    words = (
-        f"Made for this page: NSGA-II rated {rated} networks over the whole range of the space, where the search rated "
-        f"{result.evaluations:,} for one budget, so the chosen network may lie above the front. "
-        "`apq-deploy search --pareto` keeps a front in the run folder."
-        if is_made_here
-        else f"Traced with NSGA-II, {rated} networks rated; {front.stop_reason}; seed {front.seed}."
-    )
+    if is_made_here:
+        remark = note(
+            f"Made for this page: NSGA-II rated {rated} networks over the whole range of the space, where the search "
+            f"rated {result.evaluations:,} for one budget, so the chosen network may lie above the front. ",
+            tag("code", None, "apq-deploy search --pareto"),
+            " keeps a front in the run folder.",
+        )
+    else:
+        remark = note(f"NSGA-II rated {rated} networks; {front.stop_reason}; seed {front.seed}.")
     table = folded(
         "Networks of the front",
         data_table(
@@ -62,7 +66,7 @@ def front_part(records: RunRecords, front: Front, is_made_here: bool) -> Markup:
         ),
         printed=False,
     )
-    return joined([grid(*figures), note(words), table])
+    return joined([grid(*figures), remark, table])
 
 
 def _picked(front: Front) -> list[int]:
@@ -108,6 +112,8 @@ def history_part(result: SearchResult) -> Markup:
         f"{result.evaluations:,} networks rated, {result.stop_reason}; the best was found in generation {last}. "
         f"Algorithm {result.algorithm}, seed {result.seed}."
     )
+    if result.algorithm == "islands":
+        words += " Where the mean falls and the diversity rises, a new island begins."
     return joined(
         [
             grid(figure("Predicted accuracy", accuracy), figure("Diversity of the population", diversity)),
