@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import Samples, find_model
+from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
 from exporters.onnx_reader import read_onnx
 from exporters.parity import parity
@@ -65,6 +66,7 @@ def compile_model(
         report["agreement"] = agreement(net, model, loaded, threads)
         if timed:
             report["latency"] = time_compiled(output, model, threads=threads).as_dict()
+    report["cpu_seconds"] = cpu_seconds()
     if record is not None:
         write_json(record, report)
     return report

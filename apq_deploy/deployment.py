@@ -13,15 +13,16 @@ from threadpoolctl import threadpool_limits
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
-from apq_deploy.files import read_json
+from apq_deploy.files import read_json, write_json
 from apq_deploy.model import find_model
 from apq_deploy.predictor.model import Predictor
+from apq_deploy.progress import cpu_seconds
 from apq_deploy.search import Accuracy, Budget, SearchResult, SpaceCosts, search
 from apq_deploy.search.explain import Explanation, explain
 from apq_deploy.search.front import Front
 from apq_deploy.search.pareto import pareto_search
 from apq_deploy.search.run import DEFAULT_ALGORITHM
-from apq_deploy.space import SearchSpace
+from apq_deploy.space import Genes, SearchSpace
 from apq_deploy.text import table
 from hwmodels import CostTable, load_hardware
 
@@ -62,7 +63,8 @@ class RunFolder:
 class SearchRequest:
     """What is searched, and on which hardware: a model's name or file, or a cost table in its place.
 
-    `scope` says which layers the sums of latency and energy cover; `freeze` and `bits` hold choices fixed.
+    `scope` says which layers the sums of latency and energy cover; `freeze` and `bits` hold choices fixed, as they are
+    in the network of the run folder `network`, or in the largest.
     """
 
     space: str
@@ -74,7 +76,12 @@ class SearchRequest:
     algorithm: str = DEFAULT_ALGORITHM
     freeze: tuple[str, ...] = ()
     bits: int | None = None
+    network: Path | None = None
     seed: int = 0
+
+    def frozen(self, space: SearchSpace) -> Genes | None:
+        """The genome that frozen choices come from, (n_genes,)."""
+        return None if self.network is None else space.genome(RunFolder(self.network).result().arch)
 
     def costs(self, space: SearchSpace) -> SpaceCosts:
         """Costs of the space's blocks.
@@ -115,6 +122,7 @@ def search_network(request: SearchRequest, run: Path) -> tuple[SearchResult, Exp
             seed=request.seed,
             freeze=request.freeze,
             bits=request.bits,
+            network=request.frozen(space),
         )
     _keep(result, run)
     return result, explain(costs, result.genes)
@@ -134,6 +142,7 @@ def search_front(request: SearchRequest, objectives: tuple[str, ...], run: Path)
             seed=request.seed,
             freeze=request.freeze,
             bits=request.bits,
+            network=request.frozen(space),
         )
     run.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(run)
@@ -154,7 +163,7 @@ def pick_from_front(budget: Budget, hardware: str, cost_table: Path | None, run:
 
 def _keep(result: SearchResult, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    result.save(RunFolder(run).search)
+    write_json(RunFolder(run).search, result.to_json() | {"cpu_seconds": cpu_seconds()})
 
 
 def describe_front(front: Front, shown: int = 20) -> str:

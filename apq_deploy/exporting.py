@@ -17,7 +17,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import ModelFolder, Samples
 from apq_deploy.predictor.collect import CLIP_IMAGES
-from apq_deploy.progress import progress
+from apq_deploy.progress import cpu_seconds, progress
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.convert import to_integers
 from apq_deploy.quantize.finetune import BestState, FinetuneSettings, finetune
@@ -145,6 +145,7 @@ def export_network(
         "layers": [asdict(layer) for layer in checked.layers],
         "false_claims": list(checked.false_claims),
         "torch_float_ms": latency_ms(subnet, few[:1]),
+        "cpu_seconds": cpu_seconds(),
     }
     write_json(record, report)
     return report

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
 from apq_deploy.files import atomic, read_json, write_json
+from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
 
 PROVENANCE_SCHEMA = "apq-deploy/provenance/1"
@@ -102,6 +103,7 @@ class ModelFolder:
         versions = {name: metadata.version(name) for name in ("apq-deploy", "numpy", "torch", "torchvision")}
         data["steps"][step] = {
             **facts,
+            "cpu_seconds": cpu_seconds(),
             "date": datetime.now(UTC).date().isoformat(),
             "versions": versions | {"python": platform.python_version()},
         }

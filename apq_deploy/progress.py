@@ -1,13 +1,20 @@
-"""Progress of long steps, on stderr: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long steps, on stderr: a bar in a terminal, a line now and then elsewhere; and what they took."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_EVERY_S = 15.0
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of the finished ones that it started, so far."""
+    return round(sum(os.times()[:4]), 2)
+
 
 Advance = Callable[[int, str], None]
 """Called with the number of steps done so far and a short text about them."""

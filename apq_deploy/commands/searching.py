@@ -44,6 +44,10 @@ def search(
         list[str] | None, typer.Option(help="Hold fixed: architecture, depths, kernels, channels or bits; repeatable.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="One bit width for every block.")] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="Run folder whose network gives what --freeze holds fixed [the largest network]."),
+    ] = None,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Search the whole front; `apq-deploy pick` chooses.")
     ] = False,
@@ -69,7 +73,9 @@ def search(
     from apq_deploy.space import SearchSpace
 
     budget = Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m)
-    request = SearchRequest(space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, seed)
+    request = SearchRequest(
+        space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, network, seed
+    )
     try:
         if pareto:
             front = search_front(request, tuple(objective or ("latency_ms",)), run)
