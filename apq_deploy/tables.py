@@ -12,11 +12,12 @@ from apq_deploy.progress import progress
 from apq_deploy.space import SearchSpace
 from apq_deploy.text import table
 from apq_deploy.workload import space_entries
-from hwmodels import CostTable, build_table, load_hardware
+from hwmodels import CostTable, Entry, build_table, load_hardware
 from hwmodels.compare import Coverage, ErrorStatistics, compare_tables
 from hwmodels.compare import coverage as table_coverage
 from hwmodels.measured import MeasuredDevice, TimingPlan, interpolate_missing, measured_table
 from hwmodels.measurements_file import import_measurements
+from hwmodels.table import Progress
 
 HOST = "host"
 MISSING_SHOWN = 10
@@ -48,7 +49,9 @@ def build_model_table(
     return table(lines)
 
 
-def _host_table(entries, output, subset, threads, repeats, advance):  # type: ignore[no-untyped-def]
+def _host_table(
+    entries: list[Entry], output: Path, subset: int | None, threads: int, repeats: int, advance: Progress
+) -> tuple[CostTable, ErrorStatistics | None]:
     from apq_deploy.host import host_device, measure_compiled
 
     journal = output.with_suffix(".journal.csv")

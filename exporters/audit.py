@@ -69,7 +69,7 @@ class AuditReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return asdict(self) | {"is_true": self.is_true}
+        return {**asdict(self), "is_true": self.is_true}
 
 
 def audit(path: str | os.PathLike[str]) -> AuditReport:

@@ -266,7 +266,9 @@ def _channel_scales(node: onnx.NodeProto, weights: Weights, axis: int) -> NDArra
     return np.ascontiguousarray(np.broadcast_to(weights.scale.reshape(-1), (channels,)))
 
 
-def _bias(node: onnx.NodeProto, bias: Weights | None, source: QTensor, scale: NDArray[np.float32]) -> NDArray[np.int32]:
+def _bias(
+    node: onnx.NodeProto, bias: Weights | Constant | None, source: QTensor, scale: NDArray[np.float32]
+) -> NDArray[np.int32]:
     """(out,) codes at the scale of the accumulator; zeros where the node has no bias."""
     if bias is None:
         return np.zeros(len(scale), np.int32)

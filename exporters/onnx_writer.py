@@ -228,7 +228,9 @@ class _Graph:
         attributes: Attributes | None = None,
     ) -> None:
         self._claim(output)
-        node = helper.make_node(kind, inputs, [output], name=name, **(attributes or {}))
+        node = helper.make_node(kind, inputs, [output], name=name)
+        for key, value in sorted((attributes or {}).items()):
+            node.attribute.append(helper.make_attribute(key, value))
         if layer is not None:
             helper.set_metadata_props(node, node_metadata(self.net, layer))
         self.nodes.append(node)

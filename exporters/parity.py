@@ -65,7 +65,7 @@ class ParityReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return asdict(self) | {"is_equal": self.is_equal}
+        return {**asdict(self), "is_equal": self.is_equal}
 
     def __str__(self) -> str:
         sources = ", ".join(f"{source} ({count} tensors)" for source, count in self.compared.items())

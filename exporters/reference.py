@@ -29,7 +29,7 @@ from exporters.qnet import (
 )
 
 Codes = NDArray[np.uint8] | NDArray[np.int8]
-Sums = NDArray[np.float32] | NDArray[np.float64]
+Sums = NDArray[np.float32 | np.float64]
 
 FLOAT32_EXACT = 2**24
 INT32_LIMIT = 2**31
@@ -227,7 +227,7 @@ def _average_in_float(codes: Codes, source: QTensor, output: QTensor) -> Codes:
     """(n, channels): values summed one by one in float32, row after row, then divided and quantized."""
     values = dequantize(codes, source).reshape(*codes.shape[:2], -1)
     # accumulate, other than sum, adds strictly from left to right
-    sums = np.add.accumulate(values, axis=2, dtype=np.float32)[..., -1]
+    sums: NDArray[np.float32] = np.add.accumulate(values, axis=2, dtype=np.float32)[..., -1]
     return quantize(sums / np.float32(values.shape[2]), output)
 
 

@@ -134,7 +134,7 @@ class LatencyFit:
 def _fitted(points: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
     length_scale, noise = _chosen_kernel(points, target)
     kernel = _kernel(points, points, length_scale) + noise * np.eye(len(points))
-    return length_scale, noise, np.linalg.solve(kernel, target)
+    return length_scale, noise, np.asarray(np.linalg.solve(kernel, target), dtype=np.float64)
 
 
 def fit_latency(measured: Mapping[Entry, Cost], rng: np.random.Generator) -> LatencyFit:

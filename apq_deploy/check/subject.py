@@ -152,7 +152,7 @@ class Subject:
 
             from apq_deploy.quantize.integer import run_integers
 
-            extra["torch"] = run_integers(net, torch.from_numpy(images))  # type: ignore[assignment]
+            extra["torch"] = run_integers(net, torch.from_numpy(images))
         path = self.path if "onnxruntime" in settings.runtimes else None
         return parity(net, path, images, extra)
 

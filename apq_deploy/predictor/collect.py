@@ -65,7 +65,7 @@ class Laboratory:
 
     def subnet(self, arch: Arch) -> Subnet:
         """A subnet with its own batch-norm statistics."""
-        subnet = self.network.extract(arch).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        subnet = self.network.extract(arch).eval().to(memory_format=torch.channels_last)
         reestimate_batch_norm(subnet, self.calibration)
         return subnet
 
@@ -138,7 +138,9 @@ def collect(
     digest = weights_sha256(load_supernet(space, supernet))  # a wrong file is an error before anything is written
     splits = load_data(space, data)
     store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
-    missing = [(kind, n) for kind in KINDS for n in sorted(set(range(counts.get(kind, 0))) - store.done(kind))]
+    missing: list[tuple[Kind, int]] = [
+        (kind, n) for kind in KINDS for n in sorted(set(range(counts.get(kind, 0))) - store.done(kind))
+    ]
     if not missing:
         return store
     for name, value in KEEP_MEMORY.items():

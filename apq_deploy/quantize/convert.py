@@ -43,7 +43,7 @@ def to_integers(network: QuantizedSubnet, name: str | None = None) -> QuantizedN
     layers: list[QLayer] = []
 
     def conv(layer: str, unit: QuantizedUnit, source: QTensor) -> QTensor:
-        stride, padding = unit.conv.stride[0], int(unit.conv.padding[0])  # type: ignore[arg-type]
+        stride, padding = unit.conv.stride[0], int(unit.conv.padding[0])
         out_size = (source.shape[1] - 1) // stride + 1
         output = _tensor(layer, (unit.conv.out_channels, out_size, out_size), unit.output)
         weights = _fold(unit, source.scale)
@@ -58,7 +58,7 @@ def to_integers(network: QuantizedSubnet, name: str | None = None) -> QuantizedN
                 unit.weight.bits,
                 weights.bias,
                 stride,
-                (padding,) * 4,
+                (padding, padding, padding, padding),
             )
         )
         return output

@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from exporters.qnet import QAdd, QConv, QDepthwise, QLinear, QPool, QTensor, QuantizedNetwork
 
+Codes = NDArray[np.uint8] | NDArray[np.int8]
+
 
 @torch.no_grad()
-def run_integers(network: QuantizedNetwork, images: Tensor) -> dict[str, NDArray[np.integer]]:
+def run_integers(network: QuantizedNetwork, images: Tensor) -> dict[str, Codes]:
     """Codes of every tensor by name for images (n, c, h, w) in [0, 1].
 
     It shares no code with the NumPy reference of `exporters`, so that each checks the other.
     """
-    codes = {network.input.name: _clamp(images.float() / np.float32(network.input.scale), network.input)}
+    codes = {network.input.name: _clamp(images.float() / float(np.float32(network.input.scale)), network.input)}
     tensors = network.tensors
     for layer in network.layers:
         out = layer.output

@@ -58,7 +58,7 @@ class QuantizedUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         weight = self.weight(conv.weight)
-        y = self.bn(F.conv2d(x, weight, None, conv.stride, conv.padding, groups=conv.groups))  # type: ignore[arg-type]
+        y = self.bn(F.conv2d(x, weight, None, conv.stride, conv.padding, groups=conv.groups))
         if self.weight.enabled:
             y = y + self._bias_rounding(weight)[:, None, None]
         return self.output(y if self.linear else F.relu6(y))
@@ -152,17 +152,16 @@ class QuantizedSubnet(nn.Module):
             blocks = nn.ModuleList()
             for block in stage:  # type: ignore[union-attr]
                 b = widths[index]
-                blocks.append(
-                    QuantizedBlock(
-                        block,
-                        (b.pointwise_weight, b.pointwise_act),
-                        (b.depthwise_weight, b.depthwise_act),
-                        reads[index + 1],
-                        fixed,
-                        source,
-                    )
+                quantized = QuantizedBlock(
+                    block,
+                    (b.pointwise_weight, b.pointwise_act),
+                    (b.depthwise_weight, b.depthwise_act),
+                    reads[index + 1],
+                    fixed,
+                    source,
                 )
-                source = blocks[-1].output  # type: ignore[assignment]
+                blocks.append(quantized)
+                source = quantized.output
                 index += 1
             self.stages.append(blocks)
         self.head = QuantizedUnit(subnet.head, fixed, fixed, source)
@@ -184,7 +183,7 @@ class QuantizedSubnet(nn.Module):
             yield "first_block", self.first_block
         for s, stage in enumerate(self.stages, 1):
             for b, block in enumerate(stage, 1):  # type: ignore[arg-type]
-                yield f"stage{s}.block{b}", block  # type: ignore[misc]
+                yield f"stage{s}.block{b}", block
 
     def use_power_of_two_scales(self) -> None:
         """Round every scale to a power of two, so that integers and floats agree on every runtime."""

@@ -85,7 +85,7 @@ class Quantizer(nn.Module):
         if not self.enabled:
             return x
         lo = -self.levels if self.signed else 0
-        return _FakeQuantize.apply(x, self.scale, lo, self.levels)  # type: ignore[no-any-return]
+        return _FakeQuantize.apply(x, self.scale, lo, self.levels)
 
     def set_clip(self, value: float) -> None:
         with torch.no_grad():

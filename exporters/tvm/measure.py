@@ -42,7 +42,7 @@ def layer_seconds(layer: ConvLayer, precision: Precision, threads: int = 1) -> I
     number = max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9)))
     timer = library.mod.time_evaluator("main", device, number=number)
     while True:
-        yield timer(*arguments).mean
+        yield float(timer(*arguments).mean)
 
 
 def single_layer(layer: ConvLayer, precision: Precision) -> QuantizedNetwork:
@@ -70,6 +70,6 @@ def single_layer(layer: ConvLayer, precision: Precision) -> QuantizedNetwork:
         made = QLinear("layer", "image", output, weight[:, :, 0, 0], scale, precision.weight_bits, bias)
         return QuantizedNetwork("layer", image, (made,))
     kind = QDepthwise if layer.is_depthwise else QConv
-    padding = (layer.padding,) * 4
+    padding = (layer.padding, layer.padding, layer.padding, layer.padding)
     made = kind("layer", "image", output, weight, scale, precision.weight_bits, bias, layer.stride, padding)
     return QuantizedNetwork("layer", image, (made,))
