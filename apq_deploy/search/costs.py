@@ -101,7 +101,7 @@ class SpaceCosts:
             starts[shape] = start
             start += len(piece)
             pieces.append(piece)
-        metrics = tuple(name for name, there in zip(METRICS, known, strict=True) if there)
+        metrics: tuple[Metric, ...] = tuple(name for name, there in zip(METRICS, known, strict=True) if there)
         costs = cls(
             space,
             np.concatenate(pieces),

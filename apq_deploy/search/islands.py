@@ -1,11 +1,13 @@
 """Evolution on islands with local search: goes beyond the paper, and finds better networks in as many evaluations.
 
-Several small evolutions run apart, each followed by local search on its best network; then their best networks breed
+One to four evolutions run apart, each followed by local search on its best network; then their best networks breed
 together, and local search ends it. Children are crossed and then changed gene by gene, where the paper draws whole
 blocks anew, so that they stay near the budget. `docs/search.md` holds the measurements against the paper's.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +21,16 @@ from apq_deploy.search.starts import feasible_starts
 from apq_deploy.search.watch import Evolution, Outcome, Progress, Watch
 from apq_deploy.space import Genes
 
-ISLANDS = 4
-# Islands and unions in all, where a small space leaves evaluations over.
-MOST_ISLANDS = 15
+# Islands: one per so many evaluations, four at most. Fewer evaluations on each do not pay.
+PER_ISLAND, MOST_ISLANDS = 10_000, 4
+# Times that all islands and their union are gone through, where a small space leaves evaluations over.
+ROUNDS = 3
 # Shares of all evaluations: on the islands, and of those (and of the rest) in evolution rather than local search.
 ON_ISLANDS, EVOLVING, EVOLVING_TOGETHER = 0.75, 0.8, 0.7
 # Genes of a child drawn anew on average, and the chance that it has two parents.
 CHANGED_GENES, CROSSED = 2.0, 0.75
-# Parents, as a multiple of the paper's: gene by gene, a population loses its diversity less fast.
-MORE_PARENTS = 2
+# From this many evaluations on, twice the paper's parents keep a population diverse for longer.
+LONG = 30_000
 
 
 def evolve_on_islands(
@@ -46,13 +49,18 @@ def evolve_on_islands(
     Raises: UnreachableBudget if no network meets the budget.
     """
     bounds = budget.bounds(menu.costs)
+    islands = min(max(settings.evaluations // PER_ISLAND, 1), MOST_ISLANDS)
+    if settings.evaluations >= LONG:
+        settings = replace(settings, parents=2 * settings.parents)
     watch = Watch(menu, evaluate, settings, progress, by_generations=False)
     kept, kept_scores = np.zeros((0, menu.costs.space.n_genes), np.int8), np.zeros(0)
-    for number in range(MOST_ISLANDS):
-        together = number % (ISLANDS + 1) == ISLANDS
+    for number in range(ROUNDS * (islands + 1)):
+        island = number % (islands + 1)
+        together = island == islands
         before, best_before = evaluate.evaluations, watch.best
         left = settings.evaluations - before
-        share = left if together else int(left * _share(number))
+        # what an island leaves over goes to those that follow
+        share = left if together else int(left * ON_ISLANDS / (islands - ON_ISLANDS * island))
         brood = Brood(menu, bounds, rng)
         genes, scores = kept, kept_scores
         if not together:
@@ -65,18 +73,12 @@ def evolve_on_islands(
         best, score = climb(menu, bounds, evaluate, genes[0], float(scores[0]), rest, watch, rng)
         kept = np.concatenate([kept, best[None], genes[:1]])
         kept_scores = np.concatenate([kept_scores, [score], scores[:1]])
-        if number > ISLANDS and together and watch.best <= best_before:
-            watch.end(f"no better network on {ISLANDS} further islands")
+        if together and number > islands and watch.best <= best_before:
+            watch.end("no better network on further islands")
         if watch.reason is not None:
             break
-    watch.end(f"{MOST_ISLANDS} islands done")
+    watch.end(f"all islands done {ROUNDS} times")
     return watch.outcome(kept, kept_scores)
-
-
-def _share(number: int) -> float:
-    """Which part of the evaluations left an island may use; what it leaves over goes to those that follow."""
-    island = number % (ISLANDS + 1)
-    return ON_ISLANDS / (ISLANDS - ON_ISLANDS * island)
 
 
 def _breed(
@@ -100,7 +102,7 @@ def _breed(
 
     barren = 0
     while True:
-        order = np.argsort(-scores, kind="stable")[: MORE_PARENTS * settings.parents]
+        order = np.argsort(-scores, kind="stable")[: settings.parents]
         genes, scores = genes[order], scores[order]
         if evaluate.evaluations >= end or watch.reason is not None or barren == 2:
             return genes, scores

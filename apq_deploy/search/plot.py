@@ -50,6 +50,6 @@ def save_front_plot(front: Front, path: str | Path, picked: int | None = None) -
     target = Path(path)
     if target.suffix not in FORMATS:
         raise UserError(f"expected a plot named {', '.join('*' + ending for ending in FORMATS)}, got {target.name}")
-    dated = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
+    undated = {"Date": None} if target.suffix == ".svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "front"}), atomic(target) as temporary:
-        draw_front(front, picked).savefig(temporary, format=target.suffix[1:], **dated)
+        draw_front(front, picked).savefig(temporary, format=target.suffix[1:], metadata=undated)
