@@ -11,7 +11,7 @@ import numpy as np
 from apq_deploy.progress import progress
 from apq_deploy.space import SearchSpace
 from apq_deploy.text import table
-from apq_deploy.workload import space_entries
+from apq_deploy.workload import ALL_WIDTHS, Widths, space_entries
 from hwmodels import CostTable, Entry, build_table, load_hardware
 from hwmodels.compare import Coverage, ErrorStatistics, compare_tables
 from hwmodels.compare import coverage as table_coverage
@@ -31,7 +31,8 @@ def build_model_table(
     Raises: UserError or HardwareError for a space, a hardware or a file that cannot be used.
     """
     space = SearchSpace.load(space_name)
-    entries = space_entries(space)
+    widths = ALL_WIDTHS if hardware == HOST else Widths.of(load_hardware(hardware).describe())
+    entries = space_entries(space, widths)
     with progress(f"cost table of {hardware}", len(entries)) as advance:
         if hardware == HOST:
             built, error = _host_table(entries, output, subset, threads, repeats, lambda done, _: advance(done, ""))
@@ -89,7 +90,8 @@ def import_measured_table(measurements: Path, output: Path, space_name: str | No
 def coverage(path: Path, space_name: str) -> tuple[str, bool]:
     """What a search of the space would miss, for a reader, and whether that is nothing."""
     space = SearchSpace.load(space_name)
-    found = table_coverage(CostTable.load(path), space_entries(space))
+    loaded = CostTable.load(path)
+    found = table_coverage(loaded, space_entries(space, Widths.of(loaded.description)))
     text = table(_coverage_rows(found, space.name))
     missing = [f"missing: {layer} at {precision}" for layer, precision in found.missing[:MISSING_SHOWN]]
     if len(found.missing) > MISSING_SHOWN:

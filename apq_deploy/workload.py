@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from apq_deploy.arch import Arch, Block
 from apq_deploy.space import Position, SearchSpace
@@ -76,9 +76,39 @@ def arch_layers(space: SearchSpace, arch: Arch) -> list[NamedLayer]:
     return before + middle + after
 
 
-def space_entries(space: SearchSpace) -> list[Entry]:
-    """Every distinct layer at every precision that a subnet of the space can hold, in order of appearance."""
-    return list(dict.fromkeys(_all_entries(space)))
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """The bit widths that a hardware accepts; None: all."""
+
+    weight_bits: tuple[int, ...] | None = None
+    act_bits: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Widths:
+        """The widths that a hardware's description names."""
+        found = {name: description.get(name) for name in ("weight_bits", "act_bits")}
+        return cls(**{name: tuple(widths) for name, widths in found.items() if isinstance(widths, list | tuple)})
+
+    def accept(self, precision: Precision) -> bool:
+        return self.accept_weight(precision.weight_bits) and self.accept_act(precision.act_bits)
+
+    def accept_weight(self, bits: int) -> bool:
+        return self.weight_bits is None or bits in self.weight_bits
+
+    def accept_act(self, bits: int) -> bool:
+        return self.act_bits is None or bits in self.act_bits
+
+
+ALL_WIDTHS = Widths()
+
+
+def space_entries(space: SearchSpace, widths: Widths = ALL_WIDTHS) -> list[Entry]:
+    """Every distinct layer at every precision that a subnet of the space can hold, in order of appearance.
+
+    Blocks at a width that the hardware does not accept are left out; the layers that every subnet has never are.
+    """
+    fixed = {(item.layer, item.precision) for part in fixed_layers(space) for item in part}
+    return [e for e in dict.fromkeys(_all_entries(space)) if widths.accept(e[1]) or e in fixed]
 
 
 def _all_entries(space: SearchSpace) -> Iterator[Entry]:

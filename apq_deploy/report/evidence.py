@@ -17,7 +17,7 @@ from apq_deploy.predictor.model import Predictor, pairwise_accuracy
 from apq_deploy.predictor.store import PointStore
 from apq_deploy.report.records import Missing, RunRecords
 from apq_deploy.search import Evolution, Explanation, Front, Metric, SearchResult, SpaceCosts, explain
-from apq_deploy.workload import NamedLayer, arch_layers, space_entries
+from apq_deploy.workload import NamedLayer, Widths, arch_layers, space_entries
 from hwmodels import CostTable, HardwareError, build_table, load_hardware
 
 # A front for a picture: as many networks as the paper's search rates, a few seconds of work.
@@ -73,7 +73,7 @@ def hardware_costs(result: SearchResult, hardware: str | None, cost_table: Path 
             if hardware is not None:
                 raise
             return Missing(f"The search used {result.hardware}, which is no preset.", again)
-        table = build_table(model, space_entries(space))
+        table = build_table(model, space_entries(space, Widths.of(model.describe())))
     if table.sha256 != result.hardware_sha256:
         return Missing(
             f"The search used {result.hardware} with the hash {result.hardware_sha256[:12]}…, "

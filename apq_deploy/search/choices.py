@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
-from apq_deploy.space import CHANNEL_GENE, GENES_PER_BLOCK, KERNEL_GENE, Genes, SearchSpace
+from apq_deploy.space import BIT_GENES, CHANNEL_GENE, GENES_PER_BLOCK, KERNEL_GENE, Genes, SearchSpace
+from apq_deploy.workload import ALL_WIDTHS, Widths
 
 Group: TypeAlias = Literal["depths", "kernels", "channels", "bits"]
 
@@ -68,6 +69,7 @@ class Choices:
         freeze: Sequence[str] = (),
         bits: int | None = None,
         network: Genes | None = None,
+        widths: Widths = ALL_WIDTHS,
     ) -> Choices:
         """What remains to be chosen when the groups named in `freeze` are held as in `network` (n_genes,).
 
@@ -75,9 +77,9 @@ class Choices:
         `kernels` and `bits` search widths only as AMC does; `bits` searches an architecture at fixed bits as
         ProxylessNAS does. `bits` holds all four bit widths of every block at one value. Without a network the largest
         one of the space is meant, at `bits` or at the space's widest. Block positions that `network` does not use
-        stay free.
+        stay free. Bits are chosen among the hardware's `widths` only.
 
-        Raises: UserError for an unknown word, or bits that the space does not have.
+        Raises: UserError for an unknown word, or bits that the space or the hardware does not have.
         """
         allowed = np.ones((space.n_genes, int(space.cardinalities.max())), np.bool_)
         base = space.extreme(largest=True, bits=bits) if network is None else np.asarray(network)
@@ -89,6 +91,16 @@ class Choices:
             if bits not in space.bits:
                 raise UserError(f"space {space.name!r} has bits {list(space.bits)}, got {bits}")
             allowed[_bit_genes(space)] = np.arange(allowed.shape[1]) == space.bits.index(bits)
+        blocks = allowed[space.n_stages :].reshape(space.n_blocks, GENES_PER_BLOCK, -1)[..., : len(space.bits)]
+        for gene, name in enumerate(BIT_GENES, CHANNEL_GENE + 1):
+            accept = widths.accept_weight if name.endswith("weight") else widths.accept_act
+            blocks[:, gene] &= [accept(width) for width in space.bits]
+            if not blocks[:, gene].any(axis=1).all():
+                takes = widths.weight_bits if name.endswith("weight") else widths.act_bits
+                words = ", ".join(map(str, takes or ()))
+                raise UserError(
+                    f"the hardware accepts {words} bits for {name}, the search leaves only others; ask for those"
+                )
         return cls(space, allowed)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
 from apq_deploy.space import GENES_PER_BLOCK, Genes, Position, SearchSpace
-from apq_deploy.workload import Entry, NamedLayer, block_layers, fixed_layers, space_entries
+from apq_deploy.workload import ALL_WIDTHS, Entry, NamedLayer, Widths, block_layers, fixed_layers, space_entries
 from hwmodels import ConvLayer, CostTable, Hardware, Precision, build_table
 
 Metric: TypeAlias = Literal["latency_ms", "energy_mj", "bitops_g", "size_kb", "macs_m"]
@@ -61,9 +62,9 @@ class SpaceCosts:
 
     `rows`: (1 + choices, n_metrics), the cost of a whole block (its three convolutions) for one kernel size, channel
     count and four bit widths; row 0 is a skipped block. Positions of equal shape share their rows. A block with a
-    forbidden depthwise convolution costs infinity. `offsets`: (n_blocks,), the first row of every position.
-    `constants`: what stem, first block, head and classifier cost, (n_metrics,) for each scope. `hardware` and
-    `hardware_sha256` name the hardware behind the figures.
+    forbidden depthwise convolution, or with bits that are not among the hardware's `widths`, costs infinity.
+    `offsets`: (n_blocks,), the first row of every position. `constants`: what stem, first block, head and classifier
+    cost, (n_metrics,) for each scope. `hardware` and `hardware_sha256` name the hardware behind the figures.
     """
 
     space: SearchSpace
@@ -74,6 +75,7 @@ class SpaceCosts:
     scope: Scope = "full"
     hardware: str = ""
     hardware_sha256: str = ""
+    widths: Widths = ALL_WIDTHS
 
     @classmethod
     def from_table(cls, space: SearchSpace, table: CostTable, scope: Scope = "full") -> SpaceCosts:
@@ -86,13 +88,11 @@ class SpaceCosts:
         fixed = [item for part in fixed_layers(space) for item in part]
         shapes = {_shape(position): position for position in space.positions}
         blocks = {shape: _block_entries(space, position) for shape, position in shapes.items()}
-        wanted = [(item.layer, item.precision) for item in fixed]
-        for pointwise, depthwise in blocks.values():
-            wanted += [entry for pair in pointwise for entry in pair]
-            wanted += [entry for entry in depthwise if entry is not None]
-        entries = list(dict.fromkeys(wanted))
+        widths = Widths.of(table.description)
+        entries = space_entries(space, widths)
         vectors = layer_vectors(entries, table)
-        index = {entry: i for i, entry in enumerate(entries)}
+        # What the hardware does not accept stands behind the last row of the vectors, where costs are infinite.
+        index = defaultdict(lambda: len(entries), {entry: i for i, entry in enumerate(entries)})
         known: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=0)
         vectors = vectors[:, known]
         starts, pieces, start = {}, [np.zeros((1, vectors.shape[1]))], 1
@@ -110,13 +110,14 @@ class SpaceCosts:
             metrics,
             hardware=table.hardware_name,
             hardware_sha256=table.sha256,
+            widths=widths,
         )
         return costs.in_scope(scope)
 
     @classmethod
     def from_hardware(cls, space: SearchSpace, hardware: Hardware, scope: Scope = "full") -> SpaceCosts:
         """Costs of a space by a hardware model that is asked for every layer of the space."""
-        return cls.from_table(space, build_table(hardware, space_entries(space)), scope)
+        return cls.from_table(space, build_table(hardware, space_entries(space, Widths.of(hardware.describe()))), scope)
 
     def in_scope(self, scope: Scope) -> SpaceCosts:
         """The same costs with the sums of another scope.
@@ -260,9 +261,9 @@ def _block_rows(
 ) -> NDArray[np.float64]:
     """Costs of all blocks of one shape, (kernels * channels * bits^4, n_metrics)."""
     n_kernels, n_channels, n_bits = len(space.kernel_sizes), len(position.channels), len(space.bits)
-    pairs = np.array([[index[expand], index[project]] for expand, project in pointwise])
-    point = vectors[pairs].sum(axis=1).reshape(1, n_channels, n_bits, n_bits, 1, 1, -1)
     padded = np.concatenate([vectors, np.full((1, vectors.shape[1]), np.inf)])
+    pairs = np.array([[index[expand], index[project]] for expand, project in pointwise])
+    point = padded[pairs].sum(axis=1).reshape(1, n_channels, n_bits, n_bits, 1, 1, -1)
     chosen = np.array([len(vectors) if entry is None else index[entry] for entry in depthwise])
     deep = padded[chosen].reshape(n_kernels, n_channels, 1, 1, n_bits, n_bits, -1)
     return (point + deep).reshape(-1, vectors.shape[1])

@@ -219,10 +219,14 @@ def _stage_account(costs: SpaceCosts, genes: Genes, stage: int) -> StageAccount:
 
 
 def _width_accounts(costs: SpaceCosts, genes: Genes) -> tuple[WidthAccount, ...]:
-    """The network at each width everywhere; a forbidden depthwise convolution keeps the next wider activations."""
-    space = costs.space
+    """The network at each width that the hardware accepts for weights and activations alike.
+
+    A forbidden depthwise convolution keeps the next wider activations.
+    """
+    space, accepted = costs.space, costs.widths
+    widths = [i for i, bits in enumerate(space.bits) if accepted.accept_weight(bits) and accepted.accept_act(bits)]
     totals = []
-    for width in range(len(space.bits)):
+    for width in widths:
         trial = genes.copy()
         blocks = space.split(trial)[1][0]
         blocks[:, CHANNEL_GENE + 1 :] = width
@@ -231,11 +235,11 @@ def _width_accounts(costs: SpaceCosts, genes: Genes) -> tuple[WidthAccount, ...]
             block[-1] = allowed[min(int(np.searchsorted(allowed, width)), len(allowed) - 1)]
         totals.append(costs.totals(trial)[0])
     accounts = []
-    for width, bits in enumerate(space.bits):
-        wider = totals[width + 1] if width + 1 < len(totals) else None
-        shares: CostMap = {} if wider is None else _named(costs, 1.0 - totals[width] / wider)
+    for place, width in enumerate(widths):
+        wider = totals[place + 1] if place + 1 < len(totals) else None
+        shares: CostMap = {} if wider is None else _named(costs, 1.0 - totals[place] / wider)
         saved: dict[Metric, float] = {name: share for name, share in shares.items() if name != "macs_m"}
-        accounts.append(WidthAccount(bits, _named(costs, totals[width]), saved))
+        accounts.append(WidthAccount(space.bits[width], _named(costs, totals[place]), saved))
     return tuple(accounts)
 
 

@@ -61,7 +61,7 @@ def pareto_search(
         raise UserError(f"expected one or more different costs as objectives, got {list(objectives)}")
     names: tuple[Metric, ...] = tuple(costs.metrics[column] for column in columns)
     space = costs.space
-    menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network))
+    menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network, widths=costs.widths))
     rng = np.random.default_rng(seed)
     brood = Brood(menu, budget.bounds(costs), rng)
     evaluate = Evaluator(space, accuracy)

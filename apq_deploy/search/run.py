@@ -55,7 +55,7 @@ def search(
         raise UserError(f"expected a seed of 0 or more, got {seed}")
     settings = settings or Evolution()
     space = costs.space
-    menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network))
+    menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network, widths=costs.widths))
     rng = np.random.default_rng(seed)
     outcome = _SEARCHES[algorithm](menu, budget, Evaluator(space, accuracy), settings, rng, progress)
     genome = space.canonical(outcome.best[None])[0]
