@@ -21,6 +21,7 @@ from exporters.tvm.metadata import LayerEntry, Metadata, TensorEntry, check_seal
 from exporters.tvm.targets import missing_features
 
 Codes = NDArray[np.uint8] | NDArray[np.int8]
+VirtualMachine: Any = relax.VirtualMachine  # its annotation of devices is another class's
 USE_ALL_CORES_ALIKE = 1  # TVM's affinity mode
 
 
@@ -88,8 +89,9 @@ class CompiledModel:
         for image in self._single(images):
             for entry, value in zip(self.metadata.tensors, run(tvm.runtime.tensor(image)), strict=True):
                 found[entry.name].append(_codes(entry, value.numpy()))
-        empty = {entry.name: np.zeros((0, *entry.shape), entry.dtype) for entry in self.metadata.tensors}
-        return {name: np.stack(codes) if codes else empty[name] for name, codes in found.items()}
+        shapes = {entry.name: entry.shape for entry in self.metadata.tensors}
+        dtypes = {entry.name: entry.dtype for entry in self.metadata.tensors}
+        return {name: np.array(codes, dtypes[name]).reshape(len(codes), *shapes[name]) for name, codes in found.items()}
 
     def profile(self, images: NDArray[np.float32], repeats: int = 50) -> list[LayerTime]:
         """Median time of every layer, in order, over `repeats` runs of each image.
@@ -138,7 +140,7 @@ class CompiledModel:
                 path = Path(folder) / "model.so"
                 path.write_bytes(self._library)
                 try:
-                    self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+                    self._machine = VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
                 except (RuntimeError, AttributeError, ValueError) as error:
                     reason = str(error).strip().splitlines()[-1]
                     raise ExportError(f"cannot load the compiled model: {reason}; compile it again") from error

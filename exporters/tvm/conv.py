@@ -19,8 +19,8 @@ class ConvSpec:
     """What sets the code of a convolution apart; weights, biases and scales are arguments of the kernel.
 
     padding: top and left only; the layouts give the rest. may_overflow: see `Isa.codes`. parts: int8 weights that
-    make up a weight, more than one where its zero point leads out of int8. packed: weights of 4 bits lie two to a byte, and all
-    sums are 16 times what they mean (`pack_nibbles`).
+    make up a weight, more than one where its zero point leads out of int8. packed: weights of 4 bits lie two to a
+    byte, and all sums are 16 times what they mean (`pack_nibbles`).
     """
 
     source: Layout

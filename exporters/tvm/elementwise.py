@@ -97,7 +97,7 @@ def quantize_kernel(isa: Isa, spec: QuantizeSpec, threads: int) -> ir.Kernel:
     return ir.Kernel(((image_shape, "float32"), (target.size, "uint8")), body)
 
 
-def add_constants(spec: AddSpec) -> tuple[list[np.float32], np.float32, Clamp]:
+def add_constants(spec: AddSpec) -> tuple[list[float], float, Clamp]:
     """Ratios of the inputs' scales to the output's, the constant of the sum, and the clamp of its rounded value.
 
     y = a * ra + (b * rb + offset), each a fused multiply-add, offset = zc - fma(ra, za, rb * zb).
@@ -109,7 +109,7 @@ def add_constants(spec: AddSpec) -> tuple[list[np.float32], np.float32, Clamp]:
     offset = single(spec.zero_point) - single(np.float64(ratios[0]) * spec.first.zero_point + np.float64(inner))
     # the sum holds the zero point already; what is left to add is the shift of a signed code
     shift = spec.clamp.zero_point - spec.zero_point
-    return ratios, offset, Clamp(shift, spec.clamp.low, spec.clamp.high)
+    return [float(ratio) for ratio in ratios], float(offset), Clamp(shift, spec.clamp.low, spec.clamp.high)
 
 
 def add_kernel(isa: Isa, spec: AddSpec, threads: int) -> ir.Kernel:

@@ -30,6 +30,27 @@ Spec = (
 Order = Callable[[Isa, int], NDArray[np.int64]]
 
 
+# Waking the other threads takes more than a microsecond, in which one core does some 200,000 products.
+WORK_FOR_THREADS = 1_000_000
+
+
+def work(spec: Spec) -> int:
+    """Products that a kernel computes, or as many as would take the same time."""
+    match spec:
+        case ConvSpec():
+            return spec.target.size * spec.steps * 4
+        case DepthwiseSpec():
+            return spec.target.size * spec.kernel[0] * spec.quads * 8
+        case DequantizeSpec():
+            return 0
+        case TableSpec() | AddSpec() | QuantizeSpec():
+            return spec.target.size * 16
+        case PoolSpec() | FloatPoolSpec():
+            return spec.source.size * 8
+        case MaxPoolSpec():
+            return spec.target.size * spec.kernel_size**2 * 4
+
+
 @dataclass(frozen=True)
 class Family:
     """generators: kernel by type of its description. The rest: how weights, and with them channels, are arranged."""
@@ -41,7 +62,8 @@ class Family:
     depthwise_order: Order
 
     def kernel(self, isa: Isa, spec: Spec, threads: int) -> ir.Kernel:
-        return self.generators[type(spec)](isa, spec, threads)
+        """The code for `spec`, over `threads` threads where it has enough work for them."""
+        return self.generators[type(spec)](isa, spec, threads if work(spec) >= WORK_FOR_THREADS else 1)
 
 
 VECTORS = Family(

@@ -11,12 +11,13 @@ from typing import Any
 
 import tvm
 from tvm import tirx
-from tvm.script import tirx as T
+from tvm.script import tirx as T  # pyright: ignore[reportMissingModuleSource]
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as I
 
 Expr = Any  # TVM's expressions and buffers carry no types that a checker could use
 Buffer = Any
+Function = Any
 Shape = int | tuple[int, ...]
 C_CALL = 1  # TVM's number for a function that keeps its signature
 
@@ -28,7 +29,7 @@ class Kernel:
     arguments: tuple[tuple[Shape, str], ...]
     body: Callable[..., None]
 
-    def function(self, name: str) -> tirx.PrimFunc:
+    def function(self, name: str) -> Function:
         """As TVM's runtime calls it, with tensors that it checks."""
 
         def flat(tensor: Buffer, size: int, dtype: str) -> Buffer:
@@ -36,7 +37,7 @@ class Kernel:
 
         return self._build(name, lambda shape, dtype: I.buffer(shape, dtype), flat)
 
-    def c_function(self, name: str) -> tirx.PrimFunc:
+    def c_function(self, name: str) -> Function:
         """As C calls it: `void name(pointers...)`."""
 
         def flat(pointer: Expr, size: int, dtype: str) -> Buffer:
@@ -50,7 +51,7 @@ class Kernel:
         name: str,
         declare: Callable[[tuple[int, ...], str], Expr],
         flat: Callable[[Expr, int, str], Buffer],
-    ) -> tirx.PrimFunc:
+    ) -> Function:
         shapes = [(shape,) if isinstance(shape, int) else shape for shape, _ in self.arguments]
         dtypes = [dtype for _, dtype in self.arguments]
         with IRBuilder() as builder, I.prim_func(s_tir=True):
@@ -62,7 +63,8 @@ class Kernel:
                 I.writes([])
                 sizes = [prod(shape) for shape in shapes]
                 self.body(*(flat(*entry) for entry in zip(given, sizes, dtypes, strict=True)))
-        return builder.get().with_attr("global_symbol", name)
+        function: Any = builder.get()
+        return function.with_attr("global_symbol", name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import relax
+from tvm import relax as typed_relax
 
 from exporters.errors import ExportError
 from exporters.qnet import (
@@ -34,6 +34,8 @@ from exporters.tvm.families import Spec, family_of
 from exporters.tvm.isa import Isa
 from exporters.tvm.layout import SIGNED_SHIFT, Border, Clamp, Layout
 from exporters.tvm.pooling import FloatPoolSpec, MaxPoolSpec, PoolSpec, pool_ratio
+
+relax: Any = typed_relax  # its annotations name fewer types than it takes
 
 LOGITS = ""  # the last step's target: no tensor of the network
 Constants = tuple[NDArray[Any], ...]

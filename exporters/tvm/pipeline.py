@@ -5,7 +5,7 @@ The rest hoist, partition and share expressions, which LLVM does again, and take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
@@ -34,7 +34,7 @@ def kernel_pipeline(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.I
     return tvm.ir.transform.Sequential(passes)(module)
 
 
-def _stages() -> tuple[tvm.transform.Pass, Callable[..., tvm.transform.Pass], Callable[..., tvm.transform.Pass]]:
+def _stages() -> tuple[Any, Any, Any]:
     return kernel_pipeline, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
 
 
