@@ -19,10 +19,12 @@ from exporters.parity import parity
 from exporters.qnet import QuantizedNetwork
 from exporters.runtime import run_onnx
 from exporters.tvm import CompiledModel, compile_tvm
+from exporters.tvm.standalone import compile_standalone
 from exporters.tvm.targets import resolve_target
 from exporters.tvm.timing import time_compiled
 
 SCHEMA = "apq-deploy/compile/1"
+LIBRARY, STANDALONE = ".so", (".c", ".a")
 REFERENCE_IMAGES = 16
 RANDOM_IMAGES = 64
 
@@ -42,9 +44,11 @@ def compile_model(
 
     Raises: ExportError for a file or a target that cannot be used.
     """
-    if output.suffix != ".so":
-        raise UserError(f"expected the name of an .so file to write, got {output}")
+    if output.suffix not in (LIBRARY, *STANDALONE):
+        raise UserError(f"expected a name that ends in {LIBRARY}, {' or '.join(STANDALONE)}, got {output}")
     net = read_onnx(model)
+    if output.suffix in STANDALONE:
+        return _standalone(net, model, output, target)
     started = time.perf_counter()
     compiled = compile_tvm(net, target, threads, pack_weights=pack_weights)
     seconds = time.perf_counter() - started
@@ -70,6 +74,27 @@ def compile_model(
     if record is not None:
         write_json(record, report)
     return report
+
+
+def _standalone(net: QuantizedNetwork, model: Path, output: Path, target: str) -> dict[str, Any]:
+    """C source or a static library, for programs without TVM's runtime; it is neither run nor compared here."""
+    started = time.perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".c":
+        compile_standalone(net, output)
+    else:
+        compile_standalone(net, output, target=target)
+    return {
+        "schema": SCHEMA,
+        "model": model.name,
+        "library": output.name,
+        "target": "C source" if output.suffix == ".c" else target,
+        "threads": 1,
+        "compile_seconds": round(time.perf_counter() - started, 2),
+        "library_bytes": output.stat().st_size,
+        "agreement": None,
+        "latency": None,
+    }
 
 
 def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threads: int) -> dict[str, Any]:

@@ -281,7 +281,9 @@ def compile_figures(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Agreement and latency as labelled lines."""
     agreement, latency = report["agreement"], report["latency"]
     if agreement is None:
-        return [("agreement", "not run: this machine cannot run the target")]
+        return [
+            ("agreement", "neither run nor compared here: made for another machine, or to be linked into a program")
+        ]
     tensors = agreement["tensors"]
     differing = sum(d["differing"] for d in tensors["differences"])
     rows = [

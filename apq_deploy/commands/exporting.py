@@ -50,7 +50,9 @@ def export(
 
 def compile_library(
     model: ModelFile,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Library to write, an .so file.")] = Path("model.so"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write: .so for TVM's runtime, .c or .a without any.")
+    ] = Path("model.so"),
     target: Annotated[
         str, typer.Option(help="CPU to compile for: host, x86-64-vnni, x86-64-avx2, x86-64, ...")
     ] = "host",
