@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.indicators.hv import Hypervolume
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+from threadpoolctl import threadpool_limits
 
 from apq_deploy.errors import UserError
 from apq_deploy.search.accuracy import Accuracy, Evaluator
@@ -31,6 +32,7 @@ ARCHIVE, CHECKPOINTS = 1000, 20
 Losses: TypeAlias = NDArray[np.float64]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # a predictor's matrices are small: threads wait for each other
 def pareto_search(
     costs: SpaceCosts,
     accuracy: Accuracy,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from apq_deploy.errors import UserError
 from apq_deploy.search.accuracy import Accuracy, Evaluator
@@ -57,7 +58,9 @@ def search(
     space = costs.space
     menu = Menu.of(costs, Choices.of(space, freeze=freeze, bits=bits, network=network, widths=costs.widths))
     rng = np.random.default_rng(seed)
-    outcome = _SEARCHES[algorithm](menu, budget, Evaluator(space, accuracy), settings, rng, progress)
+    # a predictor's matrices are small: more threads than one only wait for each other
+    with threadpool_limits(1, "blas"):
+        outcome = _SEARCHES[algorithm](menu, budget, Evaluator(space, accuracy), settings, rng, progress)
     genome = space.canonical(outcome.best[None])[0]
     return SearchResult(
         space=space.name,
