@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,36 +65,52 @@ class Tile:
     vectors: int
 
 
+def tile_work(isa: Isa, spec: ConvSpec, tile: Tile) -> float:
+    """Estimated time of all tiles of one group of channels, in products of one vector; overlaps at edges included."""
+    pixels = tile.rows * tile.columns
+    sums = pixels * tile.vectors
+    # A product's latency hides behind at least eight others; operands cost a quarter of a product. Codes of four
+    # vectors are stored as they are packed, others are put in order first.
+    per_step = max(sums, 8) + 0.25 * (pixels + tile.vectors)
+    per_sum = 4 if tile.vectors == WIDE_GROUP else 6
+    count = -(-spec.target.height // tile.rows) * -(-spec.target.width // tile.columns)
+    return count * (spec.steps * per_step + per_sum * sums + 24)
+
+
+@cache
 def choose_tile(isa: Isa, spec: ConvSpec, vectors: int) -> Tile:
-    """The tile for groups of `vectors` output vectors with the least estimated work, edges that overlap included."""
+    """The tile with the least estimated work for groups of `vectors` output vectors."""
     height, width = spec.target.height, spec.target.width
-
-    def work(tile: Tile) -> float:
-        sums = tile.rows * tile.columns * vectors
-        # a product's latency hides behind at least eight others; operands cost a quarter of a product
-        per_step = max(sums, 8) + 0.25 * (tile.rows * tile.columns + vectors)
-        return -(-height // tile.rows) * -(-width // tile.columns) * (spec.steps * per_step + 4 * sums + 24)
-
     limit = max(1, (isa.tile_limit - (vectors if isa.registers > 16 else 0)) // vectors)
     tiles = [
         Tile(rows, columns, vectors)
         for rows in range(1, min(height, limit) + 1)
         for columns in range(1, min(width, limit // rows) + 1)
     ]
-    return min(tiles, key=work)
+    return min(tiles, key=lambda tile: tile_work(isa, spec, tile))
 
 
-def group_sizes(isa: Isa, channels: int) -> list[int]:
-    """Vectors of output channels in each group: four, and once the rest."""
-    vectors = -(-channels // isa.lanes)
-    full, rest = divmod(vectors, WIDE_GROUP)
-    return [WIDE_GROUP] * full + ([rest] if rest else [])
+@cache
+def group_sizes(isa: Isa, spec: ConvSpec) -> tuple[int, ...]:
+    """Vectors of output channels in each group: four, or three where that fits pixels better, and once the rest."""
+    flat, vectors = spec.flat(), spec.target.pitch // isa.lanes
+
+    def split(size: int) -> tuple[int, ...]:
+        full, rest = divmod(vectors, size)
+        return (size,) * full + ((rest,) if rest else ())
+
+    def work(sizes: tuple[int, ...]) -> float:
+        found = sum(tile_work(isa, flat, choose_tile(isa, flat, size)) for size in sizes)
+        return found if sizes[0] == WIDE_GROUP else 1.06 * found  # measured: what the estimate misses
+
+    choices = [WIDE_GROUP] if spec.packed else [WIDE_GROUP, WIDE_GROUP - 1]
+    return min((split(size) for size in choices), key=work)
 
 
-def channel_order(isa: Isa, channels: int) -> NDArray[np.int64]:
+def channel_order(isa: Isa, spec: ConvSpec) -> NDArray[np.int64]:
     """The channel that stands at each place of the packed weights: groups of four vectors come out in natural order."""
     order, start = [], 0
-    for size in group_sizes(isa, channels):
+    for size in group_sizes(isa, spec):
         count = size * isa.lanes
         within = isa.interleave() if size == WIDE_GROUP else np.arange(count)
         order.append(start + within)
@@ -110,25 +127,26 @@ def split_weight(weight: NDArray[np.int16]) -> NDArray[np.int8]:
     return np.stack(parts)
 
 
-def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.generic]:
-    """(parts, out, in, k_h, k_w) -> [vector][k_h][k_w][word][part][lane][4], zeros up to `channels` outputs."""
-    return isa.pack_weights(_blocks(isa, weight, channels))
+def pack_conv(isa: Isa, spec: ConvSpec, weight: NDArray[np.int8]) -> NDArray[np.generic]:
+    """(parts, out, in, k_h, k_w) -> [vector][k_h][k_w][word][part][lane][4], zeros up to the target's pitch."""
+    return isa.pack_weights(_blocks(isa, spec, weight))
 
 
-def _blocks(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
+def _blocks(isa: Isa, spec: ConvSpec, weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    channels = spec.target.pitch
     parts, out, inside, k_h, k_w = weight.shape
     words = -(-inside // 4)
     padded = np.zeros((parts, channels, words * 4, k_h, k_w), np.int8)
     padded[:, :out, :inside] = weight
-    ordered = padded[:, channel_order(isa, channels)]
+    ordered = padded[:, channel_order(isa, spec)]
     blocks = ordered.reshape(parts, channels // isa.lanes, isa.lanes, words, 4, k_h, k_w)
     return blocks.transpose(1, 5, 6, 3, 0, 2, 4)
 
 
-def pack_nibbles(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
+def pack_nibbles(isa: Isa, spec: ConvSpec, weight: NDArray[np.int8]) -> NDArray[np.int8]:
     """(1, out, in, k_h, k_w) -> [pair of vectors][k_h][k_w][word][lane][4], the first vector in the low halves."""
-    plain = Isa.pack_weights(isa, _blocks(isa, weight, channels))
-    vectors = plain.reshape(channels // isa.lanes, -1)
+    blocks = _blocks(isa, spec, weight)
+    vectors = np.ascontiguousarray(blocks).reshape(len(blocks), -1)
     vectors = np.concatenate([vectors, np.zeros((len(vectors) % 2, vectors.shape[1]), np.int8)])
     low, high = vectors[0::2].view(np.uint8), vectors[1::2].view(np.uint8)
     return ((low & 15) | (high << 4)).astype(np.uint8).view(np.int8).reshape(-1)
@@ -136,18 +154,17 @@ def pack_nibbles(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[n
 
 def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
     """(source uint8, weights, bias int32, scale float32, target uint8)."""
+    sizes = group_sizes(isa, spec)
     spec = spec.flat()
     source, target = spec.source, spec.target
-    sizes = group_sizes(isa, target.pitch)
-    wide = sizes.count(WIDE_GROUP)
+    same = sizes.count(sizes[0])
 
     def body(codes: ir.Buffer, weights: ir.Buffer, bias: ir.Buffer, scale: ir.Buffer, output: ir.Buffer) -> None:
         fill_border(output, target, spec.clamp.zero_point, isa.width)
         buffers = (codes, weights, bias, scale, output)
-        if wide:
-            _group(isa, spec, buffers, WIDE_GROUP, wide, 0, threads)
-        if len(sizes) > wide:
-            _group(isa, spec, buffers, sizes[-1], 1, wide * WIDE_GROUP, threads)
+        _group(isa, spec, buffers, sizes[0], same, 0, threads)
+        if len(sizes) > same:
+            _group(isa, spec, buffers, sizes[-1], 1, same * sizes[0], threads)
 
     channels = target.pitch
     vectors = channels // isa.lanes

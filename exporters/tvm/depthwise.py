@@ -86,8 +86,9 @@ def pack_depthwise(isa: Isa, spec: DepthwiseSpec, weight: NDArray[np.int8]) -> N
     return isa.pack_weights(np.stack(blocks))
 
 
-def group_order(isa: Isa, pitch: int) -> NDArray[np.int64]:
+def group_order(isa: Isa, spec: DepthwiseSpec) -> NDArray[np.int64]:
     """The channel at each place of the packed biases and scales."""
+    pitch = spec.source.pitch
     return np.concatenate([group_channels(isa, first, count) for first, count in channel_groups(isa, pitch)])
 
 

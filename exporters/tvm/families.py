@@ -27,7 +27,6 @@ Spec = (
     | TableSpec
     | DequantizeSpec
 )
-Order = Callable[[Isa, int], NDArray[np.int64]]
 
 
 # Waking the other threads takes more than a microsecond, in which one core does some 200,000 products.
@@ -56,10 +55,10 @@ class Family:
     """generators: kernel by type of its description. The rest: how weights, and with them channels, are arranged."""
 
     generators: Mapping[type, Callable[[Isa, Any, int], ir.Kernel]] = field(hash=False)
-    pack_conv: Callable[[Isa, NDArray[np.int8], int], NDArray[Any]]
-    conv_order: Order
+    pack_conv: Callable[[Isa, ConvSpec, NDArray[np.int8]], NDArray[Any]]
+    conv_order: Callable[[Isa, ConvSpec], NDArray[np.int64]]
     pack_depthwise: Callable[[Isa, DepthwiseSpec, NDArray[np.int8]], NDArray[Any]]
-    depthwise_order: Order
+    depthwise_order: Callable[[Isa, DepthwiseSpec], NDArray[np.int64]]
 
     def kernel(self, isa: Isa, spec: Spec, threads: int) -> ir.Kernel:
         """The code for `spec`, over `threads` threads where it has enough work for them."""

@@ -220,13 +220,13 @@ def _lower_weighted(
     parts, family = split_weight(weight), family_of(isa)
     if isinstance(layer, QDepthwise):
         spec = DepthwiseSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts))
-        packed, order = family.pack_depthwise(isa, spec, parts), family.depthwise_order(isa, target.pitch)
+        packed, order = family.pack_depthwise(isa, spec, parts), family.depthwise_order(isa, spec)
     else:
         fits = weight.min(initial=0) >= -8 and weight.max(initial=0) <= 7 and 16 * largest.max() < INT32_LIMIT
         spec = ConvSpec(source, target, kernel, stride, padding, clamp, may_overflow, len(parts), pack_weights and fits)
-        packed, order = family.pack_conv(isa, parts, target.pitch), family.conv_order(isa, target.pitch)
+        packed, order = family.pack_conv(isa, spec, parts), family.conv_order(isa, spec)
         if spec.packed:  # 16 times the sum, and a sixteenth of the scale, is the same in float32
-            packed, bias, scale = pack_nibbles(isa, parts, target.pitch), bias * 16, scale / np.float32(16)
+            packed, bias, scale = pack_nibbles(isa, spec, parts), bias * 16, scale / np.float32(16)
     padded_bias, padded_scale = np.zeros(target.pitch, np.int32), np.zeros(target.pitch, np.float32)
     padded_bias[: len(bias)] = bias.astype(np.int32)
     padded_scale[: len(scale)] = scale

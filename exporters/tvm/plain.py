@@ -42,10 +42,10 @@ def number(value: float) -> ir.Expr:
     return ir.T.call_extern("float32", NUMBER_FROM_BITS, ir.tirx.IntImm("uint32", bits))
 
 
-def pack_conv(isa: Isa, weight: NDArray[np.int8], channels: int) -> NDArray[np.int16]:
-    """(parts, out, in, k_h, k_w) -> [out][k_h][k_w][in], zeros up to `channels` outputs."""
+def pack_conv(isa: Isa, spec: ConvSpec, weight: NDArray[np.int8]) -> NDArray[np.int16]:
+    """(parts, out, in, k_h, k_w) -> [out][k_h][k_w][in], zeros up to the target's pitch."""
     _, out, inside, k_h, k_w = weight.shape
-    packed = np.zeros((channels, k_h, k_w, inside), np.int16)
+    packed = np.zeros((spec.target.pitch, k_h, k_w, inside), np.int16)
     packed[:out] = weight.sum(0, dtype=np.int16).transpose(0, 2, 3, 1)
     return packed.reshape(-1)
 
@@ -57,8 +57,8 @@ def pack_depthwise(isa: Isa, spec: DepthwiseSpec, weight: NDArray[np.int8]) -> N
     return packed.reshape(-1)
 
 
-def natural_order(isa: Isa, pitch: int) -> NDArray[np.int64]:
-    return np.arange(pitch)
+def natural_order(isa: Isa, spec: ConvSpec | DepthwiseSpec) -> NDArray[np.int64]:
+    return np.arange(spec.target.pitch)
 
 
 def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
