@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def compile_model(
     if output.suffix in STANDALONE:
         return _standalone(net, model, output, target)
     started = time.perf_counter()
-    compiled = compile_tvm(net, target, threads, pack_weights=pack_weights)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    compiled = compile_tvm(net, target, threads, pack_weights=pack_weights, source_sha256=digest)
     seconds = time.perf_counter() - started
     output.parent.mkdir(parents=True, exist_ok=True)
     compiled.save(output)
