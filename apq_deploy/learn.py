@@ -14,8 +14,8 @@ import torch
 from apq_deploy.errors import UserError
 from apq_deploy.model import ModelFolder, Samples
 from apq_deploy.predictor.collect import CollectSettings, collect
-from apq_deploy.predictor.fit import FitSettings, fit_float, fit_quantized, score
-from apq_deploy.predictor.store import KINDS, Kind, Points, PointStore
+from apq_deploy.predictor.fit import FEWEST_POINTS, FitSettings, fit_float, fit_quantized, score
+from apq_deploy.predictor.store import GROUP, HELD_OUT_EVERY, KINDS, Kind, Points, PointStore
 from apq_deploy.space import SearchSpace
 from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, spread, whole
 from apq_deploy.supernet.measure import measure_supernet
@@ -23,6 +23,8 @@ from apq_deploy.supernet.train import TrainSettings, calibration_batches, train_
 
 SAMPLE_IMAGES = 2000
 RANDOM_SUBNETS = 50
+FEWEST_HELD_OUT = 2
+FEWEST_QUANTIZED = GROUP * HELD_OUT_EVERY
 
 
 def check_device(device: str) -> None:
@@ -96,6 +98,12 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
     store.close()
     cheap, cheap_out = _parts(float_points)
     dear, dear_out = _parts(quantized_points)
+    for kind, held_out, found in (("full-precision", cheap_out, cheap), ("quantized", dear_out, dear)):
+        if len(held_out) < FEWEST_HELD_OUT:
+            raise UserError(
+                f"expected some {kind} points that are held out from fitting, got {len(held_out)} beside {len(found)}; "
+                f"collect at least {FEWEST_POINTS} full-precision and {FEWEST_QUANTIZED} quantized points"
+            )
     base = fit_float(space, cheap.genes, cheap.accuracy, settings)
     transferred = fit_quantized(space, dear.genes, dear.accuracy, settings, base)
     scratch = fit_quantized(space, dear.genes, dear.accuracy, settings, None)

@@ -11,6 +11,8 @@ import torch
 from small import SMALL, small_data
 
 from apq_deploy import SearchSpace, UserError
+from apq_deploy.learn import fit_model
+from apq_deploy.model import ModelFolder
 from apq_deploy.predictor.collect import CollectSettings, Laboratory
 from apq_deploy.predictor.fit import FitSettings, fit_float, fit_quantized, score
 from apq_deploy.predictor.model import Predictor, kendall_tau, pairwise_accuracy
@@ -144,3 +146,16 @@ def test_the_laboratory_measures_the_same_point_alike() -> None:
     for kind in ("float", "quantized"):
         first, second = laboratory.measure(kind, 1), laboratory.measure(kind, 1)
         assert 0 <= first == second <= 1
+
+
+def test_fitting_needs_held_out_points(tmp_path: Path) -> None:
+    """Without them there would be no honest score."""
+    folder = ModelFolder(tmp_path)
+    store = PointStore(folder.points, FASHION, {"seed": 0})
+    for kind in ("float", "quantized"):
+        for number in range(15):
+            store.add(kind, number, planned_genome(FASHION, kind, number, 0), 0.8 + number / 100, 1.0)  # type: ignore[arg-type]
+    store.close()
+    with pytest.raises(UserError, match="quantized points that are held out from fitting, got 0 beside 15"):
+        fit_model(FASHION, folder, QUICK)
+    assert not folder.predictor.exists()
