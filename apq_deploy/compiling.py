@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
-from apq_deploy.model import Samples, find_model
+from apq_deploy.model import samples_for
 from apq_deploy.progress import cpu_seconds
-from apq_deploy.space import SearchSpace
 from exporters.onnx_reader import read_onnx
 from exporters.parity import parity
 from exporters.qnet import QuantizedNetwork
@@ -121,15 +120,9 @@ def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threa
 
 def test_images(net: QuantizedNetwork) -> tuple[str, NDArray[np.float32], NDArray[np.int64] | None]:
     """Images to compare on: the test images of the model that the network comes from, else random ones."""
-    name = net.metadata.get("space")
-    if name in SearchSpace.presets():
-        space = SearchSpace.load(name)
-        try:
-            samples = Samples.load(find_model(space, None).samples, space)
-        except UserError:
-            samples = None
-        if samples is not None and samples.held_out.shape[1:] == net.input.shape:
-            images = samples.held_out.astype(np.float32) / np.float32(255)
-            return "test images of the model", images, samples.held_out_labels
+    samples = samples_for(net.metadata.get("space"), net.input.shape)
+    if samples is not None:
+        images = samples.held_out.astype(np.float32) / np.float32(255)
+        return "test images of the model", images, samples.held_out_labels
     rng = np.random.default_rng(0)
     return "random images", rng.random((RANDOM_IMAGES, *net.input.shape), np.float32), None

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
@@ -112,18 +111,16 @@ def search_network(request: SearchRequest, run: Path) -> tuple[SearchResult, Exp
     """
     space = SearchSpace.load(request.space)
     costs = request.costs(space)
-    # The predictor's matrices are small: more threads than one only wait for each other.
-    with threadpool_limits(1, "blas"):
-        result = search(
-            costs,
-            request.accuracy(space),
-            request.budget,
-            algorithm=request.algorithm,
-            seed=request.seed,
-            freeze=request.freeze,
-            bits=request.bits,
-            network=request.frozen(space),
-        )
+    result = search(
+        costs,
+        request.accuracy(space),
+        request.budget,
+        algorithm=request.algorithm,
+        seed=request.seed,
+        freeze=request.freeze,
+        bits=request.bits,
+        network=request.frozen(space),
+    )
     _keep(result, run)
     return result, explain(costs, result.genes)
 
@@ -133,17 +130,16 @@ def search_front(request: SearchRequest, objectives: tuple[str, ...], run: Path)
     from apq_deploy.search.plot import save_front_plot
 
     space = SearchSpace.load(request.space)
-    with threadpool_limits(1, "blas"):
-        front = pareto_search(
-            request.costs(space),
-            request.accuracy(space),
-            objectives,
-            request.budget,
-            seed=request.seed,
-            freeze=request.freeze,
-            bits=request.bits,
-            network=request.frozen(space),
-        )
+    front = pareto_search(
+        request.costs(space),
+        request.accuracy(space),
+        objectives,
+        request.budget,
+        seed=request.seed,
+        freeze=request.freeze,
+        bits=request.bits,
+        network=request.frozen(space),
+    )
     run.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(run)
     front.save(folder.front)

@@ -110,6 +110,22 @@ class ModelFolder:
         write_json(self.provenance, data)
 
 
+def samples_for(space_name: str | None, shape: tuple[int, ...]) -> Samples | None:
+    """The sample images of the model that a network comes from: None if it does not say, or none fit its `shape`.
+
+    Raises: UserError for sample images that are damaged.
+    """
+    if space_name not in SearchSpace.presets():
+        return None
+    space = SearchSpace.load(space_name)
+    try:
+        path = find_model(space, None).samples
+    except UserError:
+        return None  # a preset without a trained model
+    samples = Samples.load(path, space) if path.is_file() else None
+    return samples if samples is not None and samples.held_out.shape[1:] == shape else None
+
+
 def embedded(space: SearchSpace) -> ModelFolder | None:
     """The model that comes with the package, if the space has one."""
     folder = Path(str(resources.files("apq_deploy") / "assets" / space.name))

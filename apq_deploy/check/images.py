@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
-from apq_deploy.model import Samples, find_model
+from apq_deploy.model import samples_for
 from apq_deploy.space import SearchSpace
 
 RANDOM_IMAGES = 4096
@@ -57,17 +57,8 @@ def own_images(wanted: ImageFormat) -> CheckImages | None:
 
     Raises: UserError for sample images that are damaged.
     """
-    if wanted.space not in SearchSpace.presets():
-        return None
-    space = SearchSpace.load(wanted.space)
-    try:
-        path = find_model(space, None).samples
-    except UserError:
-        return None
-    if not path.is_file():
-        return None
-    samples = Samples.load(path, space)
-    if samples.held_out.shape[1:] != wanted.shape:
+    samples = samples_for(wanted.space, wanted.shape)
+    if samples is None:
         return None
     return _from_arrays("test images of the model", samples.held_out, samples.held_out_labels)
 

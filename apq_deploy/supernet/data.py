@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -207,13 +207,3 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     dy, dx = (int(v) for v in rng.integers(0, 2 * edge + 1, 2))
     padded = torch.nn.functional.pad(images, (edge,) * 4)
     return padded[:, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
-
-
-def restrict(splits: DataSplits, train: int | None, held_out: int | None) -> DataSplits:
-    """The same splits with fewer images, for short runs."""
-    cut = replace(splits)
-    if train is not None:
-        cut = replace(cut, train=Subset(cut.train, np.arange(min(train, len(cut.train)))))
-    if held_out is not None:
-        cut = replace(cut, held_out=Subset(cut.held_out, np.arange(min(held_out, len(cut.held_out)))))
-    return cut

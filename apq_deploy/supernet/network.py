@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -96,8 +95,3 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_file(path), metadata
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from None
-
-
-@torch.no_grad()
-def parameter_count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
