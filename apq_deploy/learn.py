@@ -84,8 +84,7 @@ def collect_model(
     store = collect(space, folder.supernet, data, folder.points, counts, settings, workers, device)
     summary: dict[str, Any] = {}
     for kind in KINDS:
-        points = store.points(kind)
-        summary[kind] = _describe(points)
+        summary[kind] = _describe(store.points(kind))
     store.close()
     folder.record(space, "collect", {**_command(load_data(space, data)), "settings": asdict(settings), **summary})
     return summary

@@ -143,9 +143,20 @@ def test_the_laboratory_measures_the_same_point_alike() -> None:
     torch.manual_seed(0)
     network = Supernet(SMALL).eval()
     laboratory = Laboratory(network, small_data(), CollectSettings(3, 32, 60))
-    for kind in ("float", "quantized"):
+    found = {}
+    for kind, measured in (
+        ("float", ["float"]),
+        ("calibrated", ["calibrated"]),
+        ("quantized", ["calibrated", "quantized"]),
+    ):
         first, second = laboratory.measure(kind, 1), laboratory.measure(kind, 1)
-        assert 0 <= first == second <= 1
+        assert [point.kind for point in first] == measured
+        assert [point.accuracy for point in first] == [point.accuracy for point in second]
+        assert all(0 <= point.accuracy <= 1 and point.seconds > 0 for point in first)
+        found[kind] = first
+    # A calibrated point is the same alone and on the way to a fine-tuned one, of the very same network.
+    assert found["calibrated"][0].accuracy == found["quantized"][0].accuracy
+    assert np.array_equal(found["calibrated"][0].genome, found["quantized"][1].genome)
 
 
 def test_fitting_needs_held_out_points(tmp_path: Path) -> None:

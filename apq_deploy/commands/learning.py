@@ -25,6 +25,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a supernet by progressive shrinking; goes on where it was stopped."""
+    from apq_deploy.files import locked
     from apq_deploy.learn import train_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.space import SearchSpace
@@ -43,7 +44,8 @@ def train(
         shrinking_learning_rate=learning_rate / 2,
         seed=seed,
     )
-    metrics = train_model(chosen, data, folder, settings, device)
+    with locked(folder.path, wait=False):
+        metrics = train_model(chosen, data, folder, settings, device)
     rows = [(name.replace("_", " "), f"{value:.2f}") for name, value in metrics.items()]
     show(metrics, f"test accuracy, %\n{table(rows)}\n\nsupernet: {folder.supernet}", as_json)
 
@@ -54,6 +56,9 @@ def collect(
     model: ModelOption = None,
     float_points: Annotated[int, typer.Option(help="Full-precision points, by evaluation only.")] = 1200,
     quantized_points: Annotated[int, typer.Option(help="Quantized points, after a short fine-tuning.")] = 400,
+    calibrated_points: Annotated[
+        int, typer.Option(help="Quantized points without fine-tuning; every fine-tuned one brings its own.")
+    ] = 0,
     finetune_steps: Annotated[int, typer.Option(help="Fine-tuning steps before a quantized label.")] = 20,
     held_out_images: Annotated[
         int, typer.Option(help="Held-out training images that a label is measured on.")
@@ -64,6 +69,7 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the predictor's points; goes on where it was stopped."""
+    from apq_deploy.files import locked
     from apq_deploy.learn import collect_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.predictor.collect import CollectSettings
@@ -73,8 +79,9 @@ def collect(
     chosen = SearchSpace.load(space)
     folder = ModelFolder(_own_folder(chosen.name, model))
     settings = CollectSettings(finetune_steps, held_out_images=held_out_images, seed=seed)
-    counts = {"float": float_points, "quantized": quantized_points}
-    summary = collect_model(chosen, data, folder, counts, settings, workers, device)  # type: ignore[arg-type]
+    counts = {"float": float_points, "quantized": quantized_points, "calibrated": calibrated_points}
+    with locked(folder.path, wait=False):
+        summary = collect_model(chosen, data, folder, counts, settings, workers, device)  # type: ignore[arg-type]
     rows = [
         (kind, facts["points"], *(f"{facts[k]:.2f}" for k in ("mean_percent", "std_percent", "seconds_per_point")))
         for kind, facts in summary.items()
@@ -90,6 +97,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit the full-precision predictor and transfer it to quantized networks."""
+    from apq_deploy.files import locked
     from apq_deploy.learn import fit_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.predictor.fit import FitSettings
@@ -98,7 +106,8 @@ def fit(
 
     chosen = SearchSpace.load(space)
     folder = ModelFolder(_own_folder(chosen.name, model))
-    scores = fit_model(chosen, folder, FitSettings(seed=seed))
+    with locked(folder.path, wait=False):
+        scores = fit_model(chosen, folder, FitSettings(seed=seed))
     rows = [
         (
             name,

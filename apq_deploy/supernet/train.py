@@ -40,7 +40,11 @@ CALIBRATION_PIXELS = CALIBRATION_IMAGES * 28 * 28
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How a supernet is trained. Steps are those of one phase; each step of shrinking trains `subnets_per_step`."""
+    """How a supernet is trained. Steps are those of one phase; each step of shrinking trains `subnets_per_step`.
+
+    Without `shrinking`, the same steps go to subnets drawn from the whole space from the first step on, and to the
+    labels alone, since there is no trained network to learn from: what progressive shrinking is compared with.
+    """
 
     largest_steps: int = 3000
     kernel_steps: int = 800
@@ -50,6 +54,7 @@ class TrainSettings:
     subnets_per_step: int = 2
     learning_rate: float = 4e-3
     shrinking_learning_rate: float = 2e-3
+    shrinking: bool = True
     weight_decay: float = 1e-4
     checkpoint_every: int = 200
     seed: int = 0
@@ -178,7 +183,7 @@ class _Run:
             state.setdefault(int(index), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.phase, self.step, self.seconds = header["phase"], header["step"], header["seconds"]
-        if self.phase != "largest":
+        if self.phase != "largest" and self.settings.shrinking:
             self.set_teacher()
             assert self.teacher is not None
             self.teacher.load_state_dict(part("teacher."))
@@ -192,6 +197,8 @@ class _Run:
     def enter(self, phase: Phase, calibration: list[Tensor]) -> None:
         """Begin a phase: after the largest network it becomes the teacher; before widths the channels are ordered."""
         self.phase, self.step = phase, 0
+        if not self.settings.shrinking:
+            return
         if phase == "kernel":
             self.set_teacher()
             assert self.teacher is not None
@@ -241,7 +248,13 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> 
             for group in run.optimizer.param_groups:
                 group["lr"] = settings.rate(phase, step)
             run.optimizer.zero_grad()
-            if phase == "largest":
+            if not settings.shrinking:
+                n = 1 if phase == "largest" else settings.subnets_per_step
+                archs = sample_archs(network.space, "width", n, rng)
+                for arch in archs:
+                    loss = F.cross_entropy(network(x, arch), y)
+                    (loss / len(archs)).backward()
+            elif phase == "largest":
                 loss = F.cross_entropy(network(x, largest), y)
                 loss.backward()
             else:
