@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -13,7 +15,8 @@ from apq_deploy.commands import checking, exporting, hardware, learning, searchi
 from apq_deploy.errors import BudgetError, UserError
 
 app = typer.Typer(name="apq-deploy", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Added to a signal's number in the exit code of a command that it ended: 130 for an interrupt, 143 for SIGTERM."""
 
 
 @app.callback(invoke_without_command=True)
@@ -48,24 +51,52 @@ app.add_typer(hardware.lut_app, name="lut")
 
 
 def main() -> None:
-    """Run the command line; every user's mistake is one line on stderr."""
+    """Run the command line; every user's mistake is one line on stderr, and so is an interrupt."""
     # Threads of torch that wait for each other should not take the processor from those that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    received: list[int] = []
+    code, words = 0, ""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        received.append(signum)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    try:
+        code, words = _run()
+    except BaseException:
+        if not received:
+            raise
+    if received:
+        # whatever became of the exception on its way through other libraries
+        code = SIGNALLED + received[0]
+        words = "interrupted; what was finished is kept, the same command goes on from there"
+    if words:
+        print(words, file=sys.stderr)
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """The exit code of the command that was called, and the line that says what the user can mend."""
     try:
         code = app(standalone_mode=False) or 0
-    except typer.Abort:
-        code = INTERRUPTED
+        sys.stdout.flush()
+        return code, ""
     except typer.TyperException as error:
-        print(f"error: {error.format_message()} (see `apq-deploy --help`)", file=sys.stderr)
-        sys.exit(2)
+        return 2, f"error: {error.format_message()} (see `apq-deploy --help`)"
     except ValueError as error:
         if not _is_users(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, BudgetError) else 2)
-    if code == INTERRUPTED:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
-    sys.exit(code)
+        return 1 if isinstance(error, BudgetError) else 2, f"error: {error}"
+    except OSError as error:
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the rest is tried again at the end
+        return 2, f"error: {error.filename or 'cannot print the result'}: {error.strerror or error}"
+    except MemoryError:
+        return 2, "error: out of memory; give the command more, or a smaller input"
 
 
 def _is_users(error: ValueError) -> bool:

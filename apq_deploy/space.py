@@ -8,7 +8,6 @@ Every gene is an index into its list of choices. Positions beyond a stage's dept
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import resources
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from apq_deploy.arch import Arch, Block, BlockBits, Stage
 from apq_deploy.encoding import encode_genes
 from apq_deploy.errors import UserError
+from apq_deploy.files import read_toml
 
 GENES_PER_BLOCK = 6
 KERNEL_GENE, CHANNEL_GENE = 0, 1
@@ -146,13 +146,7 @@ class SearchSpace:
         """
         folder = resources.files("apq_deploy") / "spaces"
         path = Path(source)
-        if path.suffix == ".toml":
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not a text file"
-                raise UserError(f"cannot read the search space {path}: {reason}") from None
-        else:
+        if path.suffix != ".toml":
             names = cls.presets()
             if str(source) not in names:
                 near = difflib.get_close_matches(str(source), names, n=1)
@@ -160,12 +154,8 @@ class SearchSpace:
                 raise UserError(
                     f"unknown search space {str(source)!r}{hint} (presets: {', '.join(names)}; or the path of a .toml)"
                 )
-            text = (folder / f"{source}.toml").read_text(encoding="utf-8")
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{source} is not valid TOML: {error}") from None
-        return cls.from_dict(data, str(source))
+            path = Path(str(folder / f"{source}.toml"))
+        return cls.from_dict(read_toml(path), str(source))
 
     @classmethod
     def presets(cls) -> list[str]:

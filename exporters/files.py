@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from exporters.errors import ExportError
+from hwmodels.files import read_within
+
+MAX_FILE_BYTES = 2**30
+"""Of an ONNX file with its side files, and of a compiled library. Protobuf itself ends at 2 GiB."""
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -19,16 +24,20 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ExportError(f"cannot write {target}: {error.strerror}; choose a folder that exists") from error
+        raise ExportError(
+            f"cannot write {target}: {error.strerror}; choose a folder that exists and has room"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Bytes of the file.
 
-    Raises: ExportError if it cannot be read.
+    Raises: ExportError if it cannot be read, or is larger than MAX_FILE_BYTES.
     """
     try:
-        return Path(path).read_bytes()
+        return read_within(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ExportError(f"cannot read {os.fspath(path)}: {error.strerror}") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from hwmodels.bitfusion import BitFusion
 from hwmodels.errors import HardwareError
+from hwmodels.files import MAX_TEXT_BYTES, read_within
 from hwmodels.hardware import Hardware
 from hwmodels.settings import commented_toml, model_from_document, nearest, toml_value
 
@@ -53,9 +54,10 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
     path = Path(name_or_path)
     if path.is_file():
         try:
-            return _from_text(path.read_text(encoding="utf-8"), str(path))
+            return _from_text(read_within(path, MAX_TEXT_BYTES).decode("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise HardwareError(f"{path}: expected a readable UTF-8 text file, got: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise HardwareError(f"{path}: expected a readable UTF-8 text file, got: {reason}") from None
     if path.suffix == ".toml" or "/" in text:
         raise HardwareError(f"{path}: no such file; write one with `apq-deploy hardware new {path}`")
     raise HardwareError(f'unknown hardware "{text}"{nearest(text, list_hardware())}')
@@ -64,7 +66,7 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
 def _from_text(text: str, origin: str) -> Hardware:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HardwareError(f"{origin}: expected TOML, got: {error}") from None
     model = document.get("model")
     if model == _OWN_MODEL:

@@ -8,8 +8,8 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from hwmodels.cost import SOURCES, Cost, Source
 from hwmodels.errors import TableError
+from hwmodels.files import MAX_ROWS, MAX_TABLE_BYTES, read_within
 from hwmodels.hardware import Entry, Setting, canonical_json, description_sha256
 from hwmodels.layers import ConvLayer, Precision
 
@@ -64,20 +65,21 @@ def tool_version() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name in the same folder, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes a text file under a temporary name in the same folder, then renames it.
+
+    Raises: TableError if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
-        # mkstemp makes files that only the owner can read; a table is an ordinary file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.replace(path)
+    except OSError as error:
+        raise TableError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def entry_cells(layer: ConvLayer, precision: Precision) -> list[str]:
@@ -164,12 +166,14 @@ def read_table(path: Path) -> tuple[TableHeader, dict[Entry, Cost]]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises: TableError where there is none."""
+    """The text of a file. Raises: TableError where there is none, or one larger than any table."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_within(path, MAX_TABLE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise TableError(f"{path}: no such table; {_REBUILD.replace('the table again', 'it')}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TableError(f"{path}: expected a readable UTF-8 text file, got: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise TableError(f"{path}: expected a readable UTF-8 text file, got: {error}") from None
 
 
@@ -202,6 +206,8 @@ def _read_rows(path: Path, body: str) -> dict[Entry, Cost]:
             entry = parse_entry(row[: len(LAYER_COLUMNS)])
             if entry in costs:
                 raise ValueError(f"{entry[0]} at {entry[1]} stands there twice")
+            if len(costs) == MAX_ROWS:
+                raise ValueError(f"expected at most {MAX_ROWS} rows")
             costs[entry] = _parse_cost(row[len(LAYER_COLUMNS) :])
     except (ValueError, csv.Error) as error:
         raise TableError(f"{path}: row {rows.line_num} is garbled: {error}; {_REBUILD}") from None

@@ -29,6 +29,7 @@ from apq_deploy.check.sections import (
 )
 from apq_deploy.errors import UserError
 from hwmodels import list_hardware
+from hwmodels.files import MAX_TEXT_BYTES, read_within
 from hwmodels.settings import nearest
 
 SCHEMA = 1
@@ -83,7 +84,7 @@ def read_budget(path: Path) -> DeployBudget:
     Raises: UserError for a file that cannot be read, another schema, unknown fields, and values out of range.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_within(path, MAX_TEXT_BYTES).decode("utf-8")
         document = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"cannot read the budget {path}: {error.strerror or error}") from None

@@ -36,15 +36,17 @@ def export(
 ) -> None:
     """Export the network of the last search: extract, calibrate, fine-tune, write ONNX, measure its accuracy."""
     from apq_deploy.deployment import RunFolder, describe_export
+    from apq_deploy.files import locked
 
     folder = RunFolder(run)
-    result = folder.result()
+    with locked(run, wait=True):
+        result = folder.result()
 
-    from apq_deploy.exporting import ExportSettings, export_network
-    from apq_deploy.model import find_model
+        from apq_deploy.exporting import ExportSettings, export_network
+        from apq_deploy.model import find_model
 
-    settings = ExportSettings(finetune_steps, weight_method, act_method, power_of_two, seed)  # type: ignore[arg-type]
-    report = export_network(result, find_model(result.search_space(), model), output, folder.export, settings, data)
+        settings = ExportSettings(finetune_steps, weight_method, act_method, power_of_two, seed)  # type: ignore[arg-type]
+        report = export_network(result, find_model(result.search_space(), model), output, folder.export, settings, data)
     show(report, describe_export(report), as_json)
 
 
@@ -65,8 +67,10 @@ def compile_library(
     """Compile an ONNX file through TVM, and compare the library with onnxruntime."""
     from apq_deploy.compiling import compile_model
     from apq_deploy.deployment import RunFolder, describe_compile
+    from apq_deploy.files import locked
 
-    report = compile_model(model, output, target, threads, pack_weights, time, RunFolder(run).compile)
+    with locked(run, wait=True):
+        report = compile_model(model, output, target, threads, pack_weights, time, RunFolder(run).compile)
     show(report, describe_compile(report), as_json)
 
 

@@ -68,6 +68,7 @@ def search(
         search_front,
         search_network,
     )
+    from apq_deploy.files import locked
     from apq_deploy.search import Budget, UnreachableBudget
     from apq_deploy.search.explain import explain_lines
     from apq_deploy.space import SearchSpace
@@ -77,11 +78,12 @@ def search(
         space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, network, seed
     )
     try:
-        if pareto:
-            front = search_front(request, tuple(objective or ("latency_ms",)), run)
-            show(front.to_json(), describe_front(front), as_json)
-            return
-        result, explanation = search_network(request, run)
+        with locked(run, wait=True):
+            if pareto:
+                front = search_front(request, tuple(objective or ("latency_ms",)), run)
+                show(front.to_json(), describe_front(front), as_json)
+                return
+            result, explanation = search_network(request, run)
     except UnreachableBudget as error:
         if not as_json:
             print(f"the nearest network:\n{describe_arch(SearchSpace.load(space).decode(error.genome))}")
@@ -103,7 +105,9 @@ def pick(
 ) -> None:
     """Pick the most accurate network within a budget from the front of `search --pareto`."""
     from apq_deploy.deployment import describe_search, pick_from_front
+    from apq_deploy.files import locked
     from apq_deploy.search import Budget
 
-    result = pick_from_front(Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m), hardware, table, run)
+    with locked(run, wait=True):
+        result = pick_from_front(Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m), hardware, table, run)
     show(result.to_json(), describe_search(result, []), as_json)
