@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from ml_dtypes import int4, uint2
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from exporters.errors import ExportError, UnsupportedGraph
-from exporters.files import read_file
+from exporters.files import MAX_FILE_BYTES, read_file
 
 Attribute = int | float | str | tuple[int, ...]
 
@@ -30,14 +32,29 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises: ExportError if the file is missing, cut short or no ONNX model.
     """
     model = parse_model(read_file(path), os.fspath(path))
-    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
-        try:
-            load_external_data_for_model(model, str(Path(path).parent))
-        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-            raise ExportError(
-                f"{os.fspath(path)}: its weights lie in a side file that cannot be read: {error}"
-            ) from error
+    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    folder, total = Path(path).parent, 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of keys that it does not know
+            for tensor in tensors:
+                total += _side_bytes(tensor, folder)
+                if total > MAX_FILE_BYTES:
+                    raise ValueError(f"more than the {MAX_FILE_BYTES} bytes that are read of a model")
+                load_external_data_for_tensor(tensor, str(folder))  # refuses what lies outside of the folder
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise ExportError(
+            f"{os.fspath(path)}: its weights lie in a side file that cannot be read: {_line(error)}"
+        ) from error
     return model
+
+
+def _side_bytes(tensor: onnx.TensorProto, folder: Path) -> int:
+    """Bytes of a tensor that lies in a side file. Raises: OSError or ValueError where that is none."""
+    place = ExternalDataInfo(tensor)
+    if place.length is not None:
+        return place.length
+    return max(0, (folder / place.location).stat().st_size - (place.offset or 0))
 
 
 def parse_model(content: bytes, origin: str = "model") -> onnx.ModelProto:
@@ -48,11 +65,23 @@ def parse_model(content: bytes, origin: str = "model") -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except (DecodeError, UnicodeDecodeError, RuntimeError) as error:
+        _check_texts(model)
+    except (DecodeError, ValueError, RuntimeError) as error:
         raise ExportError(f"{origin}: not an ONNX model, or cut short ({_line(error)}); export it again") from error
     if not model.graph.node:
         raise ExportError(f"{origin}: holds no ONNX graph ({len(content)} bytes); export it again")
     return model
+
+
+def _check_texts(message: Message) -> None:
+    """Raises: ValueError for text that is not UTF-8, which protobuf passes on as bytes."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else (value,)
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for each in values:
+                _check_texts(each)
+        elif field.type == FieldDescriptor.TYPE_STRING and any(isinstance(each, bytes) for each in values):
+            raise ValueError(f"{field.name} is no text in UTF-8")
 
 
 def _line(error: BaseException) -> str:
@@ -106,6 +135,8 @@ def to_array(tensor: onnx.TensorProto) -> NDArray:
 
     Raises: ExportError if its data does not fit its shape and type.
     """
+    if uses_external_data(tensor):
+        raise ExportError(f"tensor {tensor.name!r} lies in a side file; supported for a graph's initializers only")
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # whatever the decoder stumbles over in a broken file
@@ -176,7 +207,8 @@ def image_shape(value: onnx.ValueInfoProto) -> tuple[int, int, int]:
     tensor = value.type.tensor_type
     sizes = [dimension.dim_value for dimension in tensor.shape.dim]
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) != 4 or min(sizes[1:]) < 1:
-        kind = helper.tensor_dtype_to_string(tensor.elem_type) if tensor.elem_type in _known_types() else "unknown type"
+        known = onnx.TensorProto.DataType
+        kind = known.Name(tensor.elem_type) if tensor.elem_type in known.values() else "an unknown type"
         raise UnsupportedGraph(
             f"input {value.name!r} should be float32 (N, channels, height, width) with fixed sizes, "
             f"got {kind} {sizes}; export with a fixed image size"
@@ -184,7 +216,3 @@ def image_shape(value: onnx.ValueInfoProto) -> tuple[int, int, int]:
     if max(sizes[1:]) > 2**14:
         raise UnsupportedGraph(f"input {value.name!r} of {sizes} is larger than any image that is supported")
     return sizes[1], sizes[2], sizes[3]
-
-
-def _known_types() -> set[int]:
-    return set(onnx.TensorProto.DataType.values())

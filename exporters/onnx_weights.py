@@ -62,8 +62,8 @@ def stored_constant(graph: Graph, value: str) -> StoredConstant | None:
 
     Raises: UnsupportedGraph if it is computed from constants in a way that is not understood.
     """
-    names: set[str] = set()
-    array = _evaluate(graph, value, names, 0)
+    found: dict[str, NDArray | None] = {}
+    array = _evaluate(graph, value, found, 0)
     if array is None:
         return None
     node = graph.producer.get(value)
@@ -73,41 +73,46 @@ def stored_constant(graph: Graph, value: str) -> StoredConstant | None:
     if is_dequantized and node is not None:
         parameters = set(node.input[1:])
         if len(node.input) > 2 and node.input[2]:
-            points = _evaluate(graph, node.input[2], set(), 0)
+            points = _evaluate(graph, node.input[2], {}, 0)
             if points is not None and points.size:
                 zero_point = int(points.flat[0])
     elements = array.size
+    names = frozenset(name for name in found if name in graph.initializers)
     storage = sum(
         TYPE_BITS.get(graph.initializers[name].data_type, 8)
         for name in names - parameters
-        if name in graph.initializers and _size(graph.initializers[name]) == elements
+        if _size(graph.initializers[name]) == elements
     )
     is_quantized = is_dequantized or array.dtype.kind in "iu"
-    return StoredConstant(array, is_quantized, zero_point, storage, frozenset(names))
+    return StoredConstant(array, is_quantized, zero_point, storage, names)
 
 
 def _size(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64))
 
 
-def _evaluate(graph: Graph, value: str, names: set[str], depth: int) -> NDArray | None:
-    """Codes or float values behind `value`; a DequantizeLinear is looked through. Collects initializer names."""
+def _evaluate(graph: Graph, value: str, found: dict[str, NDArray | None], depth: int) -> NDArray | None:
+    """Codes or float values behind `value`; a DequantizeLinear is looked through. found: each value on the way, once."""
+    if value not in found:
+        found[value] = None  # what it reads may not be itself
+        found[value] = _computed(graph, value, found, depth)
+    return found[value]
+
+
+def _computed(graph: Graph, value: str, found: dict[str, NDArray | None], depth: int) -> NDArray | None:
     if value in graph.initializers:
-        names.add(value)
         return to_array(graph.initializers[value])
     node = graph.producer.get(value)
     if node is None or depth > 16:
         return None
+    arrays = [_evaluate(graph, name, found, depth + 1) for name in node.input if name]
     if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-        codes = _evaluate(graph, node.input[0], names, depth + 1)
-        if codes is None:
+        if not arrays or arrays[0] is None:
             return None
-        parameters = [_evaluate(graph, name, names, depth + 1) for name in node.input[1:] if name]
         if node.op_type == "DequantizeLinear":
-            return codes
-        constants = [Constant(array) for array in parameters if array is not None]
-        return quantize_constant(node, Constant(codes), constants).array
-    arrays = [_evaluate(graph, name, names, depth + 1) for name in node.input if name]
+            return arrays[0]
+        constants = [Constant(array) for array in arrays[1:] if array is not None]
+        return quantize_constant(node, Constant(arrays[0]), constants).array
     if any(array is None for array in arrays):
         return None
     known = [array for array in arrays if array is not None]

@@ -98,16 +98,19 @@ def square_layer(
         raise ExportError(f"layer {name}: hardware models take square layers, got {kernel} on {shape[1:]}")
     # the least padding that gives the size: where a file pads one side more, this is the larger side
     padding = max(0, -(-((out_shape[1] - 1) * stride + kernel[0] - shape[1]) // 2))
-    layer = ConvLayer(
-        in_channels=shape[0],
-        out_channels=out_shape[0],
-        in_size=shape[1],
-        kernel_size=kernel[0],
-        stride=stride,
-        padding=padding,
-        groups=groups,
-        im2col=is_first,
-    )
+    try:
+        layer = ConvLayer(
+            in_channels=shape[0],
+            out_channels=out_shape[0],
+            in_size=shape[1],
+            kernel_size=kernel[0],
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            im2col=is_first,
+        )
+    except ValueError as error:
+        raise ExportError(f"layer {name} is none that can be computed: {error}") from None
     if layer.out_size != out_shape[1]:
         raise ExportError(f"layer {name}: no padding on all sides takes {shape[1:]} to {out_shape[1:]}")
     return layer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -69,7 +69,9 @@ def _expected(kind: Any, doc: SettingDoc) -> str:
 
 
 def _in_range(value: float, doc: SettingDoc) -> bool:
-    return math.isfinite(value) and (doc.low is None or value >= doc.low) and (doc.high is None or value <= doc.high)
+    # a whole number in a file may be larger than any float
+    is_finite = abs(value) <= sys.float_info.max
+    return is_finite and (doc.low is None or value >= doc.low) and (doc.high is None or value <= doc.high)
 
 
 def _is_valid(value: object, kind: Any, doc: SettingDoc) -> bool:
@@ -99,7 +101,7 @@ def _plain(value: object, kind: Any) -> object:
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
-        return float(value) if kind is float else int(value)
+        return float(value) if kind is float and abs(value) <= sys.float_info.max else int(value)
     if isinstance(value, Real):
         return float(value)
     if isinstance(value, list | tuple):

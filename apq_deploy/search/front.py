@@ -177,7 +177,9 @@ class Front:
                 history=History.from_json(data["history"]),
                 stop_reason=str(data["stop_reason"]),
             )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"expected a front, got something else ({error}); search again") from None
 
     def save(self, path: str | Path) -> None:

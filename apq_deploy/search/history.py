@@ -44,7 +44,7 @@ class History:
         try:
             floats = [np.array(data[name], np.float64) for name in ("best", "mean", "diversity")]
             whole = [np.array(data[name], np.int64) for name in ("evaluations", "size")]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"expected the history of a search, got something else ({error})") from None
         if len({array.shape for array in [*floats, *whole]}) != 1 or floats[0].ndim != 1:
             raise UserError("expected a history with as many entries of each kind, got different lengths")

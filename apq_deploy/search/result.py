@@ -116,7 +116,9 @@ class SearchResult:
                 history=History.from_json(data["history"]),
                 stop_reason=str(data["stop_reason"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"expected a search result, got something else ({error}); search again") from None
 
     def save(self, path: str | Path) -> None:
