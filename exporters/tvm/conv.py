@@ -48,6 +48,13 @@ class ConvSpec:
         """Length of the sum, in words."""
         return self.taps * self.words
 
+    @property
+    def runs(self) -> tuple[int, int]:
+        """Runs of bytes that a row of taps lies in, and the words of each: a single run where no padding parts them."""
+        if self.words * 4 == self.source.pitch:
+            return 1, self.words * self.kernel[1]
+        return self.kernel[1], self.words
+
     def flat(self) -> ConvSpec:
         """The same convolution over a single row of pixels, where neither stride nor border forbids it."""
         plain = self.kernel == (1, 1) and self.stride == 1 and not any(self.source.border + self.target.border)
@@ -63,6 +70,11 @@ class Tile:
     rows: int
     columns: int
     vectors: int
+
+    @property
+    def pixels(self) -> list[tuple[int, int]]:
+        """(row, column) of each pixel."""
+        return [(row, column) for row in range(self.rows) for column in range(self.columns)]
 
 
 def tile_work(isa: Isa, spec: ConvSpec, tile: Tile) -> float:
@@ -103,7 +115,7 @@ def group_sizes(isa: Isa, spec: ConvSpec) -> tuple[int, ...]:
         found = sum(tile_work(isa, flat, choose_tile(isa, flat, size)) for size in sizes)
         return found if sizes[0] == WIDE_GROUP else 1.06 * found  # measured: what the estimate misses
 
-    choices = [WIDE_GROUP] if spec.packed else [WIDE_GROUP, WIDE_GROUP - 1]
+    choices = [WIDE_GROUP] if spec.packed or not isa.narrow_groups else [WIDE_GROUP, WIDE_GROUP - 1]
     return min((split(size) for size in choices), key=work)
 
 
@@ -155,51 +167,78 @@ def pack_nibbles(isa: Isa, spec: ConvSpec, weight: NDArray[np.int8]) -> NDArray[
 def conv_kernel(isa: Isa, spec: ConvSpec, threads: int) -> ir.Kernel:
     """(source uint8, weights, bias int32, scale float32, target uint8)."""
     sizes = group_sizes(isa, spec)
-    spec = spec.flat()
-    source, target = spec.source, spec.target
-    same = sizes.count(sizes[0])
+    flat = spec.flat()
 
-    def body(codes: ir.Buffer, weights: ir.Buffer, bias: ir.Buffer, scale: ir.Buffer, output: ir.Buffer) -> None:
-        fill_border(output, target, spec.clamp.zero_point, isa.width)
-        buffers = (codes, weights, bias, scale, output)
-        _group(isa, spec, buffers, sizes[0], same, 0, threads)
-        if len(sizes) > same:
-            _group(isa, spec, buffers, sizes[-1], 1, same * sizes[0], threads)
+    def body(*buffers: ir.Buffer) -> None:
+        fill_border(buffers[-1], flat.target, flat.clamp.zero_point, isa.width)
+        for groups in equal_groups(sizes):
+            _groups(isa, flat, buffers, groups, threads)
 
-    channels = target.pitch
+    return ir.Kernel(kernel_arguments(isa, spec), body)
+
+
+def kernel_arguments(isa: Isa, spec: ConvSpec) -> tuple[tuple[int, str], ...]:
+    """Size and type of each buffer of the kernel."""
+    channels = spec.target.pitch
     vectors = channels // isa.lanes
     if spec.packed:
         stored = -(-vectors // 2) * spec.steps * isa.width, "int8"
     else:
         stored = vectors * spec.steps * spec.parts * isa.block, isa.weight_dtype
-    arguments = (
-        (source.size, "uint8"),
+    return (
+        (spec.source.size, "uint8"),
         stored,
         (channels, "int32"),
         (channels, "float32"),
-        (target.size, "uint8"),
+        (spec.target.size, "uint8"),
     )
-    return ir.Kernel(arguments, body)
 
 
-def _group(
-    isa: Isa, spec: ConvSpec, buffers: tuple[ir.Buffer, ...], vectors: int, groups: int, first: int, threads: int
-) -> None:
-    """All tiles of `groups` groups of `vectors` output vectors, from vector `first` on."""
-    tile = choose_tile(isa, spec, vectors)
+@dataclass(frozen=True)
+class Groups:
+    """`count` groups of `vectors` output vectors each, from vector `first` on."""
+
+    vectors: int
+    count: int
+    first: int
+
+
+def equal_groups(sizes: tuple[int, ...]) -> list[Groups]:
+    """What `group_sizes` found, groups of one size together."""
+    same = sizes.count(sizes[0])
+    found = [Groups(sizes[0], same, 0)]
+    if len(sizes) > same:
+        found.append(Groups(sizes[-1], 1, same * sizes[0]))
+    return found
+
+
+def count_tiles(spec: ConvSpec, tile: Tile, groups: Groups) -> int:
+    return -(-spec.target.height // tile.rows) * -(-spec.target.width // tile.columns) * groups.count
+
+
+def locate(spec: ConvSpec, tile: Tile, groups: Groups, index: ir.Expr) -> tuple[ir.Expr, ir.Expr, ir.Expr]:
+    """Row and column of the first pixel of tile number `index`, and its first output vector.
+
+    Tiles at the edges are moved inwards to fit: pixels in two tiles are computed twice.
+    """
     target = spec.target
     down, across = -(-target.height // tile.rows), -(-target.width // tile.columns)
     # Weights that exceed half of a first-level cache are read once a group instead of once a tile of pixels.
-    groups_outside = spec.steps * target.pitch * 4 > 16_384
-    with ir.loop(down * across * groups, threads) as index:
-        if groups_outside:
-            group, place = _divmod(index, down * across)
-        else:
-            place, group = _divmod(index, groups)
-        row, column = _divmod(place, across)
-        y = ir.bind(ir.tirx.min(row * tile.rows, target.height - tile.rows))
-        x = ir.bind(ir.tirx.min(column * tile.columns, target.width - tile.columns))
-        _tile(isa, spec, buffers, tile, y, x, ir.bind(first + group * vectors))
+    if spec.steps * target.pitch * 4 > 16_384:
+        group, place = _divmod(index, down * across)
+    else:
+        place, group = _divmod(index, groups.count)
+    row, column = _divmod(place, across)
+    y = ir.bind(ir.tirx.min(row * tile.rows, target.height - tile.rows))
+    x = ir.bind(ir.tirx.min(column * tile.columns, target.width - tile.columns))
+    return y, x, ir.bind(groups.first + group * groups.vectors)
+
+
+def _groups(isa: Isa, spec: ConvSpec, buffers: tuple[ir.Buffer, ...], groups: Groups, threads: int) -> None:
+    """All tiles of the groups."""
+    tile = choose_tile(isa, spec, groups.vectors)
+    with ir.loop(count_tiles(spec, tile, groups), threads) as index:
+        _tile(isa, spec, buffers, tile, *locate(spec, tile, groups, index))
 
 
 def _divmod(index: ir.Expr, divisor: int) -> tuple[ir.Expr, ir.Expr]:
@@ -213,12 +252,8 @@ def _tile(
 ) -> None:
     codes, weights, bias, scale, output = buffers
     source, lanes = spec.source, isa.lanes
-    pixels = [(row, column) for row in range(tile.rows) for column in range(tile.columns)]
-    start = ir.bind(
-        source.origin
-        + (y * spec.stride - spec.padding[0]) * source.row
-        + (x * spec.stride - spec.padding[1]) * source.pitch
-    )
+    pixels = tile.pixels
+    start = ir.bind(first_code(spec, y, x))
     sums = ir.Accumulators(len(pixels) * tile.vectors, "int32", lanes)
     for n in range(tile.vectors):
         initial = ir.bind(ir.load(bias, (vector + n) * lanes, lanes))
@@ -235,12 +270,16 @@ def _tile(
                 for factor in factors[n]:
                     sums[m * tile.vectors + n] = isa.dot(sums[m * tile.vectors + n], quads, factor)
 
-    contiguous = spec.words * 4 == source.pitch  # a row of taps is one run of bytes
-    runs = 1 if contiguous else spec.kernel[1]
-    words = spec.words * (spec.kernel[1] // runs)
+    runs, words = spec.runs
     with ir.loop(spec.kernel[0]) as k_y, ir.loop(runs) as k_x, ir.loop(words) as word:
         step(start + k_y * source.row + k_x * source.pitch + word * 4, (k_y * runs + k_x) * words + word)
-    _write(isa, spec, tile, sums, scale, output, y, x, vector, pixels)
+    write_codes(isa, spec, tile, sums, scale, output, y, x, vector)
+
+
+def first_code(spec: ConvSpec, y: ir.Expr, x: ir.Expr) -> ir.Expr:
+    """Place of the first code that the output pixel (y, x) reads."""
+    row, column = y * spec.stride - spec.padding[0], x * spec.stride - spec.padding[1]
+    return spec.source.origin + row * spec.source.row + column * spec.source.pitch
 
 
 def _factors(
@@ -258,25 +297,24 @@ def _factors(
     return factors[:vectors]
 
 
-def _write(
+def write_codes(
     isa: Isa,
     spec: ConvSpec,
     tile: Tile,
-    sums: ir.Accumulators,
+    sums: ir.Accumulators | ir.Buffer,
     scale: ir.Buffer,
     output: ir.Buffer,
     y: ir.Expr,
     x: ir.Expr,
     vector: ir.Expr,
-    pixels: list[tuple[int, int]],
 ) -> None:
-    """Turn the sums of a tile into codes and store them."""
+    """Turn the sums of a tile, of one pixel after another, into codes and store them."""
     target, lanes = spec.target, isa.lanes
     scales = [ir.bind(ir.load(scale, (vector + n) * lanes, lanes)) for n in range(tile.vectors)]
     base = ir.bind(target.origin + y * target.row + x * target.pitch + vector * lanes)
     places = [
         (m * tile.vectors + n, row * target.row + column * target.pitch + n * lanes, scales[n])
-        for m, (row, column) in enumerate(pixels)
+        for m, (row, column) in enumerate(tile.pixels)
         for n in range(tile.vectors)
     ]
     for first in range(0, len(places), 4):

@@ -1,20 +1,21 @@
-"""Which generators write the code for an instruction set: those over vectors, or plain loops."""
+"""Which generators write the code for an instruction set: those over vectors, over tiles, or plain loops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.tvm import conv, depthwise, elementwise, ir, plain, pooling
+from exporters.tvm import conv, depthwise, elementwise, ir, plain, pooling, tiles
 from exporters.tvm.conv import ConvSpec
 from exporters.tvm.depthwise import DepthwiseSpec
 from exporters.tvm.elementwise import AddSpec, DequantizeSpec, QuantizeSpec, TableSpec
 from exporters.tvm.isa import Isa
 from exporters.tvm.pooling import FloatPoolSpec, MaxPoolSpec, PoolSpec
+from exporters.tvm.x86 import Amx
 
 Spec = (
     ConvSpec
@@ -82,6 +83,7 @@ VECTORS = Family(
     depthwise.pack_depthwise,
     depthwise.group_order,
 )
+TILES = replace(VECTORS, generators={**VECTORS.generators, ConvSpec: tiles.conv_kernel})
 LOOPS = Family(
     {
         ConvSpec: plain.conv_kernel,
@@ -103,4 +105,6 @@ LOOPS = Family(
 
 def family_of(isa: Isa) -> Family:
     """The generators for an instruction set."""
-    return LOOPS if isa.lanes == 1 else VECTORS
+    if isa.lanes == 1:
+        return LOOPS
+    return TILES if isinstance(isa, Amx) else VECTORS

@@ -140,6 +140,32 @@ def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.uint32(_intrinsic_id(name)), *arguments, dtype=dtype)
 
 
+def effect(name: str, *arguments: Expr) -> None:
+    """Call the LLVM intrinsic `name`, which returns nothing, for what it does."""
+    I.evaluate(tirx.call_llvm_intrin("void", name, *arguments))
+
+
+def address(buffer: Buffer, offset: Expr) -> Expr:
+    return tirx.address_of(buffer[offset])
+
+
+def vectors_on_stack(count: int, dtype: str, lanes: int) -> Buffer:
+    """A buffer of vectors, aligned to their size; unlike the others, it is on the stack whatever its size."""
+    return I.alloc_buffer((count,), vector(dtype, lanes), annotations={"disable_lower_builtin": T.bool(True)})
+
+
+@contextmanager
+def share(extent: int, task: Expr, tasks: int) -> Iterator[Expr]:
+    """A loop over the part of 0 to `extent` that falls to `task` of `tasks`."""
+    size = -(-extent // tasks)
+    if tasks == 1:
+        with loop(extent) as index:
+            yield index
+    else:
+        with I.serial(0, tirx.max(tirx.min(size, extent - task * size), 0)) as index:
+            yield bind(task * size + index)
+
+
 class Accumulators:
     """Vectors that live in registers through loops.
 

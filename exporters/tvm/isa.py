@@ -31,6 +31,7 @@ class Isa(ABC):
     fma: bool
 
     weight_dtype = "int8"
+    narrow_groups = True  # a matrix product may take three vectors of output channels at a time instead of four
     code_offset = 0  # what `quads` takes from every code; the biases give it back
 
     @property

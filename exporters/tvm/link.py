@@ -14,7 +14,9 @@ from typing import Any
 
 from exporters.errors import ExportError
 from exporters.tvm.metadata import SYMBOL, Metadata
-from exporters.tvm.targets import CompileTarget
+from exporters.tvm.targets import AMX_TILE, REQUEST_TILES, CompileTarget
+
+SUPPORTED = "apq_deploy_supported"
 
 # What a C or C++ program asks before it runs the model; Python reads the metadata instead. Plain code for any CPU of
 # the architecture, so that asking is always safe.
@@ -31,23 +33,34 @@ _CPUID = {
     "avx512dq": "avx512dq",
     "avx512vl": "avx512vl",
     "avx512_vnni": "avx512vnni",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
 }
+
+
+def support_source(name: str, architecture: str, features: Sequence[str]) -> str:
+    """C code of `int NAME(void)`: 1 if this CPU has the features, and the system, once asked, lets them be used."""
+    includes, start, checks = "", "", []
+    if architecture == "aarch64":
+        checks = [f"(getauxval(16) & {_HWCAP[feature]})" for feature in features]
+        includes = "#include <sys/auxv.h>\n" if checks else ""
+    else:
+        checks = [f'__builtin_cpu_supports("{_CPUID[feature]}")' for feature in features if feature in _CPUID]
+        start = "__builtin_cpu_init();\n    " if checks else ""
+    if AMX_TILE in features:
+        includes = "long syscall(long, ...);\n"
+        checks.append(f"!syscall({', '.join(f'{number}L' for number in REQUEST_TILES)})")
+    return f"{includes}int {name}(void) {{\n    {start}return {' && '.join(checks) or '1'};\n}}\n"
 
 
 def metadata_source(metadata: Metadata) -> str:
     """C code with the metadata and `int apq_deploy_supported(void)`, 1 if this CPU can run the model."""
     content = ",".join(map(str, metadata.to_bytes()))
-    includes, start = "", ""
-    if metadata.architecture == "aarch64":
-        includes = "#include <sys/auxv.h>\n"
-        checks = [f"(getauxval(16) & {_HWCAP[name]})" for name in metadata.features]
-    else:
-        checks = [f'__builtin_cpu_supports("{_CPUID[name]}")' for name in metadata.features if name in _CPUID]
-        start = "__builtin_cpu_init();\n    " if checks else ""
+    public = '__attribute__((visibility("default")))'
     return (
-        f'{includes}#define PUBLIC __attribute__((visibility("default")))\n'
-        f"PUBLIC extern const char {SYMBOL}[];\nconst char {SYMBOL}[] = {{{content}}};\n"
-        f"PUBLIC int apq_deploy_supported(void) {{\n    {start}return {' && '.join(checks) or '1'};\n}}\n"
+        f"{public} extern const char {SYMBOL}[];\nconst char {SYMBOL}[] = {{{content}}};\n"
+        f"{public} int {SUPPORTED}(void);\n"
+        f"{support_source(SUPPORTED, metadata.architecture, metadata.features)}"
     )
 
 

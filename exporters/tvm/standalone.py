@@ -19,7 +19,7 @@ from exporters.errors import ExportError
 from exporters.files import replace_file
 from exporters.qnet import QuantizedNetwork
 from exporters.tvm.families import family_of
-from exporters.tvm.link import compiler, run
+from exporters.tvm.link import compiler, run, support_source
 from exporters.tvm.lowering import LOGITS, Program, plan
 from exporters.tvm.metadata import network_sha256
 from exporters.tvm.pipeline import PIPELINE
@@ -36,7 +36,7 @@ def compile_standalone(net: QuantizedNetwork, path: str | os.PathLike[str], targ
 
     path: NAME.c for C source (target "c"), NAME.a for a static library of any target. The function,
     `void NAME_run(const float *image, float *logits)`, takes one image and is not reentrant: activations lie in static
-    memory. One thread.
+    memory. One thread. `int NAME_supported(void)` is to be called before it: 1 if this CPU can run it.
 
     Raises: ExportError if the path or the target does not fit, or a tool is missing.
     """
@@ -54,7 +54,9 @@ def compile_standalone(net: QuantizedNetwork, path: str | os.PathLike[str], targ
     kernels, is_source = _kernels(program, chosen)
     header = _header(net, place.stem, chosen)
     replace_file(place.with_suffix(".h"), header.encode())
-    driver = _driver(net, program, place.stem, header, "" if not is_source else _clean(kernels.inspect_source()))
+    driver = _driver(
+        net, program, place.stem, header, "" if not is_source else _clean(kernels.inspect_source()), chosen
+    )
     if place.suffix == ".c":
         replace_file(place, driver.encode())
     else:
@@ -120,6 +122,8 @@ def _header(net: QuantizedNetwork, name: str, target: CompileTarget) -> str:
         '#ifdef __cplusplus\nextern "C" {\n#endif\n'
         f"/* image: {shape} floats (channels, rows, columns). logits: {count} floats. Not reentrant. */\n"
         f"void {name}_run(const float *image, float *logits);\n"
+        "/* 1 if this CPU can run it; ask before the first run. */\n"
+        f"int {name}_supported(void);\n"
         "#ifdef __cplusplus\n}\n#endif\n#endif\n"
     )
 
@@ -128,11 +132,14 @@ def _comment(text: str) -> str:
     return re.sub(r"[^ -)+-.0-~]", "?", text)  # printable, without * and /
 
 
-def _driver(net: QuantizedNetwork, program: Program, name: str, header: str, kernels: str) -> str:
+def _driver(
+    net: QuantizedNetwork, program: Program, name: str, header: str, kernels: str, target: CompileTarget
+) -> str:
     """C source: constants, memory, the kernels or their declarations, and the function that calls them in turn."""
     names = program.kernel_names()
     offsets, size = plan_memory(program)
     lines = ["#include <stdint.h>\n#include <string.h>\n", header]
+    lines.append(support_source(f"{name}_supported", target.architecture, target.features))
     if kernels:
         body = "float x; memcpy(&x, &bits, 4); return x;"
         lines += [f"static inline float {NUMBER_FROM_BITS}(uint32_t bits) {{ {body} }}", kernels]

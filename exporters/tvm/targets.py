@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from exporters.errors import ExportError
 from exporters.tvm.arm import NEON, NEON_DOT
 from exporters.tvm.isa import Isa
 from exporters.tvm.plain import PLAIN
-from exporters.tvm.x86 import AVX2, SSE2, VNNI
+from exporters.tvm.x86 import AMX, AVX2, SSE2, VNNI
 
 # Names as Linux lists them in /proc/cpuinfo; a level of x86-64 is the features LLVM may use at that -mcpu.
 X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
 X86_64_V4 = (*X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+AMX_TILE = "amx_tile"
+# Linux lets a process use the tiles once it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+REQUEST_TILES = (158, 0x1023, 18)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,15 @@ def missing_features(architecture: str, features: tuple[str, ...]) -> tuple[str,
     if platform.machine() != architecture:
         return (f"the {architecture} architecture",)
     available = cpu_features()
-    return tuple(name for name in features if name not in available)
+    missing = tuple(name for name in features if name not in available)
+    if AMX_TILE in features and not missing and not request_tiles():
+        return ("Linux's permission to use AMX (5.16 and later give it)",)
+    return missing
+
+
+def request_tiles() -> bool:
+    """Whether Linux lets this process use AMX, now that it has been asked; without that, tiles end the process."""
+    return ctypes.CDLL(None).syscall(*REQUEST_TILES) == 0
 
 
 @cache
@@ -75,6 +87,14 @@ def cpu_features() -> frozenset[str]:
 TARGETS = {
     target.name: target
     for target in (
+        CompileTarget(
+            "x86-64-amx",
+            "AMX for bytes, beside AVX512 with VNNI: Intel Xeon from Sapphire Rapids",
+            AMX,
+            "x86_64",
+            (*X86_64_V4, "avx512_vnni", AMX_TILE, "amx_int8"),
+            {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
+        ),
         CompileTarget(
             "x86-64-vnni",
             "AVX512 with VNNI: Intel from Cascade Lake, AMD from Zen 4",

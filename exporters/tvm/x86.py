@@ -1,4 +1,4 @@
-"""x86-64: AVX512 with VNNI, AVX2, and the SSE2 that every CPU has."""
+"""x86-64: AVX512 with VNNI, with AMX or without, AVX2, and the SSE2 that every CPU has."""
 
 from __future__ import annotations
 
@@ -66,6 +66,13 @@ class Vnni(X86):
 
 
 @dataclass(frozen=True)
+class Amx(Vnni):
+    """AVX512-VNNI, and beside it AMX's tiles, which take the large matrix products (`tiles.py`)."""
+
+    narrow_groups = False
+
+
+@dataclass(frozen=True)
 class PairProducts(X86):
     """AVX2 and SSE2: products of 16-bit pairs (pmaddwd), since their products of bytes saturate.
 
@@ -109,3 +116,4 @@ class PairProducts(X86):
 AVX2 = PairProducts(lanes=8, registers=16, fma=True)
 SSE2 = PairProducts(lanes=4, registers=16, fma=False)
 VNNI = Vnni()
+AMX = Amx()

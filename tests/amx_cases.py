@@ -1,0 +1,111 @@
+"""Kernels with AMX tiles beside the reference and onnxruntime, as JSON: run with tests/amx_emulator.c preloaded.
+
+python amx_cases.py EMULATOR FOLDER      FOLDER: for the files in between
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from networks import BITS, random_image, random_network
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from test_tvm_layers import zoo
+
+from benchmarks.mobilenet_v2 import mobilenet_v2
+from exporters import QuantizedNetwork, compile_tvm, read_onnx, write_onnx
+from exporters.parity import parity
+from exporters.runtime import run_onnx
+from exporters.tvm import families, targets, tiles
+
+TARGET = "x86-64-amx"
+
+
+def pretend_amx() -> None:
+    """Let this process believe that its CPU has AMX, as the emulator makes it seem."""
+    features = targets.cpu_features() | set(targets.TARGETS[TARGET].features)
+    targets.cpu_features = lambda: features
+    targets.request_tiles = lambda: True
+
+
+def odd_layers(seed: int) -> int:
+    """Differing codes of layers of odd shapes, all of them in tiles, on two threads where the seed is odd."""
+    tiles.LEAST_PRODUCTS, families.WORK_FOR_THREADS = 0, 0
+    net = zoo(seed)
+    images = np.random.default_rng(seed).normal(0, 2, (2, *net.input.shape)).astype(np.float32)
+    found = compile_tvm(net, TARGET, threads=1 + seed % 2).tensors(images)
+    return _differing(net, None, images, {"AMX": found})
+
+
+def bit_pair(path: Path, weight_bits: int, act_bits: int) -> int:
+    """Differing codes of a network at one pair of bit widths, odd channel counts, all products in tiles."""
+    tiles.LEAST_PRODUCTS = 0
+    rng = np.random.default_rng(10 * weight_bits + act_bits)
+    net = random_network(rng, (weight_bits,), (act_bits,), size=int(rng.integers(9, 20)))
+    images = random_image(net, 4, rng)
+    write_onnx(net, path)
+    return _differing(net, path, images, {"AMX": compile_tvm(net, TARGET).tensors(images)})
+
+
+class _RandomImages(CalibrationDataReader):
+    def __init__(self, size: int) -> None:
+        self.images = iter(np.random.default_rng(1).random((2, 1, 3, size, size), np.float32))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+        image = next(self.images, None)
+        return None if image is None else {"image": image}
+
+
+def small_mobilenet(folder: Path) -> int:
+    """Differing codes and logits of a quantized MobileNetV2, tiles where they pay."""
+    source, path = folder / "float.onnx", folder / "int8.onnx"
+    mobilenet_v2(source, np.random.default_rng(0), size=64, width=0.5, classes=30)
+    logging.getLogger().setLevel(logging.ERROR)  # quantize_static advises pre-processing
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(source, path, _RandomImages(64), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
+    net = read_onnx(path)
+    images = random_image(net, 2, np.random.default_rng(2))
+    model = compile_tvm(net, TARGET)
+    logits = int(np.count_nonzero(model(images) != run_onnx(path, images)))
+    return logits + _differing(net, None, images, {"AMX": model.tensors(images)})
+
+
+def _differing(
+    net: QuantizedNetwork, path: Path | None, images: np.ndarray, found: dict[str, dict[str, np.ndarray]]
+) -> int:
+    report = parity(net, path, images, found)
+    if report.compared["AMX"] != len(net.tensors):
+        raise AssertionError(f"{report.compared} of {len(net.tensors)} tensors were compared")
+    return sum(difference.differing for difference in report.differences)
+
+
+def cases(folder: Path) -> Iterator[tuple[str, int]]:
+    """Name and differing codes of each case."""
+    yield "small MobileNetV2", small_mobilenet(folder)
+    for seed in range(4):
+        yield f"odd layers {seed}", odd_layers(seed)
+    for weight_bits in BITS:
+        for act_bits in BITS:
+            yield f"bits {weight_bits} x {act_bits}", bit_pair(folder / "pair.onnx", weight_bits, act_bits)
+
+
+def main() -> None:
+    """Print {case: [differing codes, tile instructions carried out]}."""
+    emulator, folder = ctypes.CDLL(sys.argv[1]), Path(sys.argv[2])
+    emulator.amx_instructions.restype = ctypes.c_long
+    pretend_amx()
+    results, before = {}, 0
+    for name, differing in cases(folder):
+        carried_out = emulator.amx_instructions()
+        results[name] = [differing, carried_out - before]
+        before = carried_out
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
