@@ -66,8 +66,15 @@ def small_mobilenet(folder: Path) -> int:
     source, path = folder / "float.onnx", folder / "int8.onnx"
     mobilenet_v2(source, np.random.default_rng(0), size=64, width=0.5, classes=30)
     logging.getLogger().setLevel(logging.ERROR)  # quantize_static advises pre-processing
-    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(source, path, _RandomImages(64), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
+    quantize_static(
+        source,
+        path,
+        _RandomImages(64),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
     net = read_onnx(path)
     images = random_image(net, 2, np.random.default_rng(2))
     model = compile_tvm(net, TARGET)

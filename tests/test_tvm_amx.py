@@ -141,7 +141,7 @@ def test_linux_is_asked_for_tiles_only_where_the_cpu_has_them(monkeypatch: pytes
 
 
 def pointwise(height: int, width: int, channels: int, border: int = 0) -> ConvSpec:
-    source = Layout(channels, height, width, -(-channels // 16) * 16, (border,) * 4)
+    source = Layout(channels, height, width, -(-channels // 16) * 16, (border, border, border, border))
     target = Layout(64, height, width, 64, (0, 0, 0, 0))
     return ConvSpec(source, target, (1, 1), 1, (0, 0), Clamp(0, 0, 255))
 
