@@ -16,9 +16,11 @@ from apq_deploy.model import ModelFolder, Samples
 from apq_deploy.predictor.collect import CollectSettings, collect
 from apq_deploy.predictor.fit import FEWEST_POINTS, FitSettings, fit_float, fit_quantized, score
 from apq_deploy.predictor.store import GROUP, HELD_OUT_EVERY, KINDS, Kind, Points, PointStore
+from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
 from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, spread, whole
 from apq_deploy.supernet.measure import measure_supernet
+from apq_deploy.supernet.ranks import ALONE, Ranks
 from apq_deploy.supernet.train import TrainSettings, calibration_batches, train_supernet
 
 SAMPLE_IMAGES = 2000
@@ -39,22 +41,35 @@ def check_device(device: str) -> None:
 
 
 def train_model(
-    space: SearchSpace, data: Path, folder: ModelFolder, settings: TrainSettings, device: str = "cpu"
+    space: SearchSpace,
+    data: Path,
+    folder: ModelFolder,
+    settings: TrainSettings,
+    device: str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Accuracies of the trained supernet; its weights, sample images and provenance are in `folder`."""
+    """Accuracies of the trained supernet; its weights, sample images and provenance are in `folder`.
+
+    Of several `ranks` the first one measures and writes; the others end with the training and return nothing.
+    """
     check_device(device)
     splits = load_data(space, data)
-    network, seconds = train_supernet(space, splits.train, folder.path, settings, device)
+    with ranks.joined(device) as own:
+        network, seconds = train_supernet(space, splits.train, folder.path, settings, own, ranks)
+        elsewhere_s = ranks.total(0.0 if ranks.is_first else cpu_seconds(), own)
+    if not ranks.is_first:
+        return {}
     sample_images(splits, settings.seed).save(folder.samples)
     calibration = calibration_batches(splits.train, settings.seed, device)
     metrics = measure_supernet(network, whole(splits.test), calibration, RANDOM_SUBNETS, settings.seed)
     facts = {
         **_command(splits),
         "settings": asdict(settings),
+        "processes": ranks.count,
         "seconds": round(seconds, 1),
         "test_accuracy_percent": metrics,
     }
-    folder.record(space, "train", facts)
+    folder.record(space, "train", facts, elsewhere_s)
     return metrics
 
 

@@ -95,15 +95,18 @@ class ModelFolder:
     def provenance(self) -> Path:
         return self.path / "provenance.json"
 
-    def record(self, space: SearchSpace, step: str, facts: dict[str, Any]) -> None:
-        """Note in the provenance file how `step` was done; what it says of other steps stays."""
+    def record(self, space: SearchSpace, step: str, facts: dict[str, Any], elsewhere_s: float = 0.0) -> None:
+        """Note in the provenance file how `step` was done; what it says of other steps stays.
+
+        elsewhere_s: processor time of processes that this one did not start.
+        """
         data: dict[str, Any] = {"schema": PROVENANCE_SCHEMA, "space": space.name, "steps": {}}
         if self.provenance.exists():
             data = read_json(self.provenance, PROVENANCE_SCHEMA)
         versions = {name: metadata.version(name) for name in ("apq-deploy", "numpy", "torch", "torchvision")}
         data["steps"][step] = {
             **facts,
-            "cpu_seconds": cpu_seconds(),
+            "cpu_seconds": round(cpu_seconds() + elsewhere_s, 2),
             "date": datetime.now(UTC).date().isoformat(),
             "versions": versions | {"python": platform.python_version()},
         }

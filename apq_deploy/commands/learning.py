@@ -18,17 +18,20 @@ def train(
     kernel_steps: Annotated[int, typer.Option(help="Steps with elastic kernel sizes.")] = 800,
     depth_steps: Annotated[int, typer.Option(help="Steps with elastic depths as well.")] = 1000,
     width_steps: Annotated[int, typer.Option(help="Steps with elastic widths as well.")] = 2400,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak rate on the largest network.")] = 4e-3,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a supernet by progressive shrinking; goes on where it was stopped."""
+    """Train a supernet by progressive shrinking; goes on where it was stopped. On more processes with torchrun."""
+    from contextlib import nullcontext
+
     from apq_deploy.files import locked
     from apq_deploy.learn import train_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.space import SearchSpace
+    from apq_deploy.supernet.ranks import Ranks
     from apq_deploy.supernet.train import TrainSettings
     from apq_deploy.text import table
 
@@ -44,8 +47,11 @@ def train(
         shrinking_learning_rate=learning_rate / 2,
         seed=seed,
     )
-    with locked(folder.path, wait=False):
-        metrics = train_model(chosen, data, folder, settings, device)
+    ranks = Ranks.of_torchrun()
+    with locked(folder.path, wait=False) if ranks.is_first else nullcontext():
+        metrics = train_model(chosen, data, folder, settings, device, ranks)
+    if not ranks.is_first:
+        return
     rows = [(name.replace("_", " "), f"{value:.2f}") for name, value in metrics.items()]
     show(metrics, f"test accuracy, %\n{table(rows)}\n\nsupernet: {folder.supernet}", as_json)
 

@@ -199,9 +199,14 @@ def _image_folder(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """uint8 images, each mirrored with probability 1/2, all shifted by up to a fourteenth of their size."""
-    mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)[:, None, None, None]
+def augment(
+    images: Tensor, rng: np.random.Generator, batch_size: int | None = None, share: slice = slice(None)
+) -> Tensor:
+    """uint8 images, each mirrored with probability 1/2, all shifted by up to a fourteenth of their size.
+
+    Images that are the `share` of a batch of `batch_size` get what they would get in it.
+    """
+    mirrored = torch.from_numpy(rng.random(batch_size or len(images)) < 0.5)[share, None, None, None]
     images = torch.where(mirrored, images.flip(3), images)
     edge = images.shape[2] // 14
     dy, dx = (int(v) for v in rng.integers(0, 2 * edge + 1, 2))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apq_deploy.space import Position
+from apq_deploy.supernet.ranks import SharedBatchNorm2d
 from apq_deploy.supernet.subnet import ConvUnit, InvertedResidual
 
 
@@ -23,16 +24,19 @@ class ElasticUnit(ConvUnit):
         assert bn.running_mean is not None
         assert bn.running_var is not None
         assert bn.momentum is not None
-        x = F.batch_norm(
-            x,
-            bn.running_mean[:width],
-            bn.running_var[:width],
-            bn.weight[:width],
-            bn.bias[:width],
-            self.training,
-            bn.momentum,
-            bn.eps,
-        )
+        if isinstance(bn, SharedBatchNorm2d):
+            x = bn(x)
+        else:
+            x = F.batch_norm(
+                x,
+                bn.running_mean[:width],
+                bn.running_var[:width],
+                bn.weight[:width],
+                bn.bias[:width],
+                self.training,
+                bn.momentum,
+                bn.eps,
+            )
         return x if self.linear else F.relu6(x)
 
     def run(self, x: Tensor, out_channels: int) -> Tensor:

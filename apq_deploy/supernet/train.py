@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +29,7 @@ from apq_deploy.progress import progress
 from apq_deploy.space import CHANNEL_GENE, KERNEL_GENE, SearchSpace
 from apq_deploy.supernet.data import ImageSet, augment, to_unit
 from apq_deploy.supernet.network import Supernet, read_safetensors
+from apq_deploy.supernet.ranks import ALONE, Ranks, share_statistics
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 
 Phase = Literal["largest", "kernel", "depth", "width"]
@@ -117,10 +120,16 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class _Run:
     """State of a training run: network, optimizer, teacher, and how far it has come."""
 
-    def __init__(self, space: SearchSpace, settings: TrainSettings, device: str) -> None:
+    def __init__(self, space: SearchSpace, settings: TrainSettings, device: str, ranks: Ranks) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.network = Supernet(space).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.ranks = ranks
+        self.network = Supernet(space)
+        if ranks.count > 1:
+            share_statistics(self.network)
+        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = ranks.parallel(self.network)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -208,43 +217,59 @@ class _Run:
             self.optimizer.state.clear()  # its averages belong to the channels' old places
 
 
+OnLoss = Callable[[Phase, int, float], None]
+"""Called with the phase, the number of the step and the loss of its last subnet."""
+
+
 def train_supernet(
-    space: SearchSpace, images: ImageSet, folder: Path, settings: TrainSettings, device: str = "cpu"
+    space: SearchSpace,
+    images: ImageSet,
+    folder: Path,
+    settings: TrainSettings,
+    device: str = "cpu",
+    ranks: Ranks = ALONE,
+    on_loss: OnLoss | None = None,
 ) -> tuple[Supernet, float]:
     """The trained supernet and the seconds that it took.
 
-    The weights are also in `folder`/supernet.safetensors; a run goes on from `folder`/training.safetensors.
+    The weights are also in `folder`/supernet.safetensors; a run goes on from `folder`/training.safetensors. Of several
+    `ranks`, which have joined already, all return the same network and the first one writes.
 
-    Raises: UserError if a checkpoint of another run is in the way.
+    Raises: UserError if a checkpoint of another run is in the way, or a batch cannot be shared evenly.
     """
     checkpoint = folder / "training.safetensors"
-    run = _Run(space, settings, device)
+    ranks.share(min(settings.batch_size, len(images)))
+    run = _Run(space, settings, device, ranks)
     if checkpoint.exists():
         run.restore(checkpoint)
+    ranks.check_equal((len(images), PHASES.index(run.phase), run.step), "images, phase and step", device)
     calibration = calibration_batches(images, settings.seed, device)
     for phase in PHASES[PHASES.index(run.phase) :]:
         if phase != run.phase:
             run.enter(phase, calibration)
-        _train_phase(run, images, checkpoint, device)
+        _train_phase(run, images, checkpoint, on_loss)
     network = run.network.eval()
     largest = space.decode(space.extreme(largest=True), quantized=False)
     reestimate_elastic(network, largest, calibration)
-    save_supernet(network, folder / "supernet.safetensors")
+    if ranks.is_first:
+        save_supernet(network, folder / "supernet.safetensors")
     return network, run.seconds
 
 
-def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> None:
-    settings, network, phase = run.settings, run.network, run.phase
+def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, on_loss: OnLoss | None) -> None:
+    settings, network, phase, ranks = run.settings, run.network, run.phase, run.ranks
     number, total = PHASES.index(phase), settings.steps(phase)
     largest = network.space.decode(network.space.extreme(largest=True), quantized=False)
     network.train()
-    with progress(f"train {phase}", total) as advance:
+    silent = nullcontext(lambda done, note: None)
+    with progress(f"train {phase}", total) if ranks.is_first else silent as advance:
         for step in range(run.step, total):
             started = time.perf_counter()
             rng = np.random.default_rng((settings.seed, 1, number, step))
             chosen = batch_indices(len(images), settings.batch_size, step, (settings.seed, 2, number))
-            x = to_unit(augment(images.images(chosen), rng), device)
-            y = images.labels(chosen).to(device)
+            own = ranks.share(len(chosen))
+            x = to_unit(augment(images.images(chosen[own]), rng, len(chosen), own), run.device)
+            y = images.labels(chosen[own]).to(run.device)
             for group in run.optimizer.param_groups:
                 group["lr"] = settings.rate(phase, step)
             run.optimizer.zero_grad()
@@ -252,25 +277,31 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, device: str) -> 
                 n = 1 if phase == "largest" else settings.subnets_per_step
                 archs = sample_archs(network.space, "width", n, rng)
                 for arch in archs:
-                    loss = F.cross_entropy(network(x, arch), y)
+                    loss = F.cross_entropy(run.forward(x, arch), y)
                     (loss / len(archs)).backward()
             elif phase == "largest":
-                loss = F.cross_entropy(network(x, largest), y)
+                loss = F.cross_entropy(run.forward(x, largest), y)
                 loss.backward()
             else:
                 assert run.teacher is not None
                 with torch.no_grad():
                     target = run.teacher(x)
                 for arch in sample_archs(network.space, phase, settings.subnets_per_step, rng):
-                    logits = network(x, arch)
+                    logits = run.forward(x, arch)
                     loss = (F.cross_entropy(logits, y) + distillation_loss(logits, target)) / 2
                     (loss / settings.subnets_per_step).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             run.optimizer.step()
             run.step = step + 1
             run.seconds += time.perf_counter() - started
-            advance(run.step, f"loss {loss.item():.3f}" if step % 10 == 9 or run.step == total else "")
-            if run.step % settings.checkpoint_every == 0 or run.step == total:
+            note = ""
+            if on_loss is not None or step % 10 == 9 or run.step == total:
+                mean = ranks.total(loss.item(), run.device) / ranks.count
+                note = f"loss {mean:.3f}"
+                if on_loss is not None:
+                    on_loss(phase, run.step, mean)
+            advance(run.step, note)
+            if ranks.is_first and (run.step % settings.checkpoint_every == 0 or run.step == total):
                 run.save(checkpoint)
 
 
