@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz endurance clean
 
 demo: .venv/ready
 	$(BIN)/apq-deploy search --latency-ms 0.05 --run apq-run
@@ -21,6 +21,14 @@ lint: .venv/lint
 
 bench: .venv/ready
 	for script in hwmodels search calibration runtime; do $(BIN)/python -m benchmarks.$$script; done
+
+# The tests' own checks on damaged files and kills, for longer.
+MINUTES ?= 10
+fuzz: .venv/ready
+	$(BIN)/python tests/fuzzing.py --minutes $(MINUTES)
+
+endurance: .venv/ready
+	$(BIN)/python tests/endurance.py --kills 20
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -14,6 +14,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import samples_for
 from apq_deploy.progress import cpu_seconds
+from apq_deploy.versions import versions
 from exporters.onnx_reader import read_onnx
 from exporters.parity import parity
 from exporters.qnet import QuantizedNetwork
@@ -71,6 +72,7 @@ def compile_model(
         report["agreement"] = agreement(net, model, loaded, threads)
         if timed:
             report["latency"] = time_compiled(output, model, threads=threads).as_dict()
+    report["versions"] = versions("numpy", "onnx", "onnxruntime", "apache-tvm")
     report["cpu_seconds"] = cpu_seconds()
     if record is not None:
         write_json(record, report)

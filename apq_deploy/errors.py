@@ -1,6 +1,5 @@
 """What a user can put right: each message says what was expected, what came and what to do."""
 
-
 from hwmodels.errors import one_line
 
 

@@ -30,6 +30,7 @@ from apq_deploy.supernet.data import ImageSet, ImagesInMemory, load_data, to_uni
 from apq_deploy.supernet.network import load_supernet
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 from apq_deploy.supernet.train import calibration_batches
+from apq_deploy.versions import versions
 from exporters.audit import audit
 from exporters.onnx_writer import write_onnx
 from exporters.parity import parity
@@ -145,6 +146,7 @@ def export_network(
         "layers": [asdict(layer) for layer in checked.layers],
         "false_claims": list(checked.false_claims),
         "torch_float_ms": latency_ms(subnet, few[:1]),
+        "versions": versions("numpy", "torch", "onnx", "onnxruntime"),
         "cpu_seconds": cpu_seconds(),
     }
     write_json(record, report)

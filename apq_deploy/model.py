@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import atomic, read_json, write_json
 from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
+from apq_deploy.versions import versions
 
 PROVENANCE_SCHEMA = "apq-deploy/provenance/1"
 DEFAULT_FOLDER = "apq-models"
@@ -103,12 +103,11 @@ class ModelFolder:
         data: dict[str, Any] = {"schema": PROVENANCE_SCHEMA, "space": space.name, "steps": {}}
         if self.provenance.exists():
             data = read_json(self.provenance, PROVENANCE_SCHEMA)
-        versions = {name: metadata.version(name) for name in ("apq-deploy", "numpy", "torch", "torchvision")}
         data["steps"][step] = {
             **facts,
             "cpu_seconds": round(cpu_seconds() + elsewhere_s, 2),
             "date": datetime.now(UTC).date().isoformat(),
-            "versions": versions | {"python": platform.python_version()},
+            "versions": versions("numpy", "torch", "torchvision"),
         }
         write_json(self.provenance, data)
 

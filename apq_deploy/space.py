@@ -26,6 +26,9 @@ GENES_PER_BLOCK = 6
 KERNEL_GENE, CHANNEL_GENE = 0, 1
 BIT_GENES = ("pointwise_weight", "pointwise_act", "depthwise_weight", "depthwise_act")
 SCHEMA = 1
+LARGEST_SIZE, DEEPEST_STAGE = 2**14, 64
+MOST_CHOICES = 127
+"""Of one gene, which is an int8."""
 # Parts of a network that a space may leave out of its sums of latency and energy, as APQ's released table does.
 OPTIONAL_PARTS = ("first_block", "classifier")
 
@@ -108,6 +111,7 @@ class SearchSpace:
             "expand_max", "channel_step",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"a positive {name}", getattr(self, name))
+            require(getattr(self, name) <= LARGEST_SIZE, f"{name} of at most {LARGEST_SIZE}", getattr(self, name))
         require(self.expand_min <= self.expand_max, "expand_min <= expand_max", (self.expand_min, self.expand_max))
         for name in ("kernel_sizes", "bits"):
             values = getattr(self, name)
@@ -121,12 +125,28 @@ class SearchSpace:
         require(2 <= self.fixed_bits <= 8, "fixed_bits from 2 to 8", self.fixed_bits)
         require(bool(self.stages), "at least one [[stages]] table", "none")
         for number, stage in enumerate(self.stages, 1):
-            require(stage.out_channels >= 1, f"a positive out_channels in stage {number}", stage.out_channels)
+            require(
+                1 <= stage.out_channels <= LARGEST_SIZE,
+                f"out_channels from 1 to {LARGEST_SIZE} in stage {number}",
+                stage.out_channels,
+            )
             require(stage.stride in (1, 2), f"stride 1 or 2 in stage {number}", stage.stride)
             require(
-                bool(stage.depths) and list(stage.depths) == sorted(set(stage.depths)) and stage.depths[0] >= 1,
-                f"depths ascending from at least 1 in stage {number}",
+                bool(stage.depths)
+                and list(stage.depths) == sorted(set(stage.depths))
+                and 1 <= stage.depths[0] <= stage.depths[-1] <= DEEPEST_STAGE,
+                f"depths ascending from at least 1 to at most {DEEPEST_STAGE} in stage {number}",
                 stage.depths,
+            )
+        first = self.stem_channels if self.first_block_channels is None else self.first_block_channels
+        require(1 <= first <= LARGEST_SIZE, f"first_block_channels from 1 to {LARGEST_SIZE}", first)
+        for width in (first, *(stage.out_channels for stage in self.stages)):
+            choices = (self.expand_max - self.expand_min) * width // self.channel_step + 1
+            require(
+                choices <= MOST_CHOICES,
+                f"at most {MOST_CHOICES} widths in the middle of a block of {width} channels (a larger channel_step "
+                "gives fewer)",
+                choices,
             )
         for rule in self.forbidden_depthwise:
             left = [width for width in self.bits if (rule.kernel_size, width) not in self._forbidden]

@@ -75,13 +75,13 @@ def parse_model(content: bytes, origin: str = "model") -> onnx.ModelProto:
 
 def _check_texts(message: Message) -> None:
     """Raises: ValueError for text that is not UTF-8, which protobuf passes on as bytes."""
-    for field, value in message.ListFields():
-        values = value if field.is_repeated else (value,)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+    for kind, value in message.ListFields():
+        values = value if kind.is_repeated else (value,)
+        if kind.type == FieldDescriptor.TYPE_MESSAGE:
             for each in values:
                 _check_texts(each)
-        elif field.type == FieldDescriptor.TYPE_STRING and any(isinstance(each, bytes) for each in values):
-            raise ValueError(f"{field.name} is no text in UTF-8")
+        elif kind.type == FieldDescriptor.TYPE_STRING and any(isinstance(each, bytes) for each in values):
+            raise ValueError(f"{kind.name} is no text in UTF-8")
 
 
 def _line(error: BaseException) -> str:

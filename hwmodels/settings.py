@@ -88,8 +88,8 @@ def _is_valid(value: object, kind: Any, doc: SettingDoc) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) > 0
-        and len(set(value)) == len(value)
         and all(isinstance(each, int) and not isinstance(each, bool) and _in_range(each, doc) for each in value)
+        and len(set(value)) == len(value)
     )
 
 

@@ -151,7 +151,7 @@ def changed_bytes(content: bytes, rng: random.Random, others: tuple[bytes, ...])
 
 
 def changed_model(content: bytes, rng: random.Random) -> bytes:
-    """An ONNX file with one to six fields of its protobuf changed, or nodes and attributes as no exporter writes them."""
+    """An ONNX file with one to six fields of its protobuf changed, or nodes as no exporter writes them."""
     model = onnx.ModelProto()
     model.ParseFromString(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
@@ -284,7 +284,22 @@ def _with_hash(text: str, start: int) -> str:
 def changed_tokens(content: bytes, rng: random.Random) -> bytes:
     """JSON or TOML with some values, names or brackets changed."""
     text = content.decode()
-    words = ("0", "-1", "1.5", "1e400", "NaN", "null", "true", '"x"', "[]", "{}", "[[]]", '{"a": 1}', "9" * 400, '"\\ud800"')
+    words = (
+        "0",
+        "-1",
+        "1.5",
+        "1e400",
+        "NaN",
+        "null",
+        "true",
+        '"x"',
+        "[]",
+        "{}",
+        "[[]]",
+        '{"a": 1}',
+        "9" * 400,
+        '"\\ud800"',
+    )
     for _ in range(rng.choice((1, 1, 2, 4))):
         tokens = list(re.finditer(r'"(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|true|false|null|[\[\]{},:=]', text))
         if not tokens:
@@ -303,10 +318,26 @@ def changed_rows(content: bytes, rng: random.Random) -> bytes:
         path = Path(folder) / "points.sqlite"
         path.write_bytes(content)
         db = sqlite3.connect(path)
-        odd = (None, 0, -1, 2.5, 1e300, 2**62, "", "x", "[]", "[1,2]", "[" * 3000, "{}", "null", b"\xff", "[999]", "[NaN]")
+        odd = (
+            None,
+            0,
+            -1,
+            2.5,
+            1e300,
+            2**62,
+            "",
+            "x",
+            "[]",
+            "[1,2]",
+            "[" * 3000,
+            "{}",
+            "null",
+            b"\xff",
+            "[999]",
+            "[NaN]",
+        )
         statement, keys = rng.choice(
-            (("UPDATE points SET {} = ? WHERE rowid = ?", ("kind", "number", "genes", "accuracy", "seconds")),)
-            * 3
+            (("UPDATE points SET {} = ? WHERE rowid = ?", ("kind", "number", "genes", "accuracy", "seconds")),) * 3
             + (("UPDATE header SET {} = ? WHERE rowid = ?", ("key", "value")),)
         )
         try:
@@ -383,7 +414,10 @@ def _texts(folder: Path) -> list[Target]:
             changed_cells,
         ),
         Target(
-            "search.json", ((folder / "search.json").read_bytes(),), _by_file(SearchResult.load, ".json"), changed_tokens
+            "search.json",
+            ((folder / "search.json").read_bytes(),),
+            _by_file(SearchResult.load, ".json"),
+            changed_tokens,
         ),
         Target("baseline.json", (baseline.encode(),), _by_file(read_baseline, ".json"), changed_tokens),
         Target("space.toml", (space,), _by_file(SearchSpace.load, ".toml"), changed_tokens),

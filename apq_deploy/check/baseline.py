@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import read_json, write_json
 
 SCHEMA = "apq-deploy/baseline/1"
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def read_baseline(path: Path) -> Baseline:
 
 def _figure(entry: object, place: str) -> Figure:
     match entry:
-        case {"value": int() | float() as value, "unit": str() as unit, "of": str() as of} if 0 <= value < math.inf:
+        case {"value": int() | float() as value, "unit": str() as unit, "of": str() as of} if 0 <= value <= LARGEST:
             return Figure(float(value), unit, of)
     raise UserError(f"{place} should hold a value of at least 0, unit and of, got {entry!r}; write the baseline anew")
 

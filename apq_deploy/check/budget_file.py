@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _is_valid(value: object, doc: FieldDoc) -> bool:
             if isinstance(value, bool) or not isinstance(value, int if doc.kind == "whole" else int | float):
                 return False
             in_range = (doc.low is None or value >= doc.low) and (doc.high is None or value <= doc.high)
-            return in_range and math.isfinite(value)
+            return in_range and abs(value) <= sys.float_info.max
 
 
 def _is_text(value: object) -> bool:

@@ -155,6 +155,10 @@ def versions_part(records: RunRecords) -> Markup:
     if not isinstance(records.compiled, Missing):
         threads = records.compiled.threads
         rows.append(("compiled for", f"{records.compiled.target}, {plural(threads, 'thread')}"))
+    for file, words in (("export.json", "exported with"), ("compile.json", "compiled with")):
+        made = records.raw.get(file, {}).get("versions")
+        if isinstance(made, Mapping):
+            rows.append((words, ", ".join(f"{name} {version}" for name, version in made.items())))
     rows.append(("genome", " ".join(map(str, result.genome))))
     rows.append(("this page written with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)))
     parts: list[str] = [facts(rows)]
