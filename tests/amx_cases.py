@@ -20,6 +20,7 @@ from test_tvm_layers import zoo
 from benchmarks.mobilenet_v2 import mobilenet_v2
 from exporters import QuantizedNetwork, compile_tvm, read_onnx, write_onnx
 from exporters.parity import parity
+from exporters.qnet import QConv, QTensor
 from exporters.runtime import run_onnx
 from exporters.tvm import families, targets, tiles
 
@@ -50,6 +51,26 @@ def bit_pair(path: Path, weight_bits: int, act_bits: int) -> int:
     images = random_image(net, 4, rng)
     write_onnx(net, path)
     return _differing(net, path, images, {"AMX": compile_tvm(net, TARGET).tensors(images)})
+
+
+def uneven_chunks() -> int:
+    """Differing codes where the words of a sum are no multiple of a tile's: 37, 17 three times, and 1 alone."""
+    tiles.LEAST_PRODUCTS = 0
+    rng = np.random.default_rng(5)
+    value = image = QTensor("image", (2, 9, 9), 1 / 255, 0, 8, 0, 255)
+    layers = []
+    for channels, kernel in ((148, 1), (67, 1), (21, 3)):
+        name, shape = f"conv{len(layers)}", (channels, value.shape[0], kernel, kernel)
+        weight = rng.integers(-127, 128, shape).astype(np.int8)
+        output = QTensor(name, (channels, *value.shape[1:]), 1 / 255, 128, 8, 0, 255)
+        scale = np.full(channels, 0.01 / np.sqrt(weight[0].size), np.float32)
+        bias = rng.integers(-9_000, 9_000, channels).astype(np.int32)
+        border = kernel // 2
+        layers.append(QConv(name, value.name, output, weight, scale, 8, bias, 1, (border, border, border, border)))
+        value = output
+    net = QuantizedNetwork("uneven", image, tuple(layers))
+    images = random_image(net, 2, rng)
+    return _differing(net, None, images, {"AMX": compile_tvm(net, TARGET).tensors(images)})
 
 
 class _RandomImages(CalibrationDataReader):
@@ -94,7 +115,8 @@ def _differing(
 def cases(folder: Path) -> Iterator[tuple[str, int]]:
     """Name and differing codes of each case."""
     yield "small MobileNetV2", small_mobilenet(folder)
-    for seed in range(4):
+    yield "uneven chunks", uneven_chunks()
+    for seed in range(3):
         yield f"odd layers {seed}", odd_layers(seed)
     for weight_bits in BITS:
         for act_bits in BITS:
