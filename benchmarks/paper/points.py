@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from apq_deploy.predictor.collect import CLIP_IMAGES, Laboratory, collect
-from apq_deploy.predictor.store import GROUP, PointStore, is_held_out, planned_genome
+from apq_deploy.predictor.store import GROUP, Kind, PointStore, is_held_out, planned_genome
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.finetune import FinetuneSettings
 from apq_deploy.quantize.network import QuantizedSubnet
@@ -22,7 +22,7 @@ from benchmarks.paper.plan import ARMS, MAIN, Plan
 def run(plan: Plan, ledger: Ledger) -> None:
     """Collect every point, then repeat some held-out ones."""
     for arm in ARMS:
-        counts = {"float": plan.float_points if arm == MAIN else 0, "quantized": plan.quantized_points}
+        counts: dict[Kind, int] = {"float": plan.float_points if arm == MAIN else 0, "quantized": plan.quantized_points}
         space, model = plan.space(arm), plan.model(arm)
         store = collect(space, model.supernet, plan.data, model.points, counts, plan.collect, plan.workers, plan.device)
         if arm != MAIN:
@@ -51,7 +51,8 @@ def _give_float_points(plan: Plan, store: PointStore) -> None:
 
 
 @cache
-def _laboratory(plan: Plan, arm: str) -> Laboratory:
+def laboratory(plan: Plan, arm: str) -> Laboratory:
+    """Where the networks of an arm are measured."""
     space = plan.space(arm)
     network = load_supernet(space, plan.model(arm).supernet)
     return Laboratory(network, load_data(space, plan.data), plan.collect, plan.device)
@@ -60,12 +61,12 @@ def _laboratory(plan: Plan, arm: str) -> Laboratory:
 def measure_again(plan: Plan, key: Key) -> Value:
     """The label of a quantized point after fine-tuning on other batches."""
     arm, number, again = str(key[0]), int(key[1]), int(key[2])
-    laboratory, space = _laboratory(plan, arm), plan.space(arm)
-    subnet = laboratory.subnet(space.decode(planned_genome(space, "quantized", number, plan.seed)))
+    own, space = laboratory(plan, arm), plan.space(arm)
+    subnet = own.subnet(space.decode(planned_genome(space, "quantized", number, plan.seed)))
     network = QuantizedSubnet(copy.deepcopy(subnet))
     with torch.no_grad():
-        calibrate(network, [laboratory.calibration[0][:CLIP_IMAGES]])
-        reestimate_batch_norm(network, laboratory.calibration)
+        calibrate(network, [own.calibration[0][:CLIP_IMAGES]])
+        reestimate_batch_norm(network, own.calibration)
     settings = FinetuneSettings(plan.collect.finetune_steps, plan.collect.batch_size, seed=1_000_000 * again + number)
-    laboratory.finetune(network, subnet, settings)
-    return {"accuracy": laboratory.accuracy(network)}
+    own.finetune(network, subnet, settings)
+    return {"accuracy": own.accuracy(network)}
