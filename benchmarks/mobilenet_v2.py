@@ -1,10 +1,13 @@
-"""Float MobileNetV2 as ONNX, batch norm folded, with random weights: the network that the benchmarks time."""
+"""MobileNetV2 as ONNX with random weights, batch norm folded: in float, and as onnxruntime's own tool quantizes it."""
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 
 import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from benchmarks.float_graph import FloatGraph, Value
 
@@ -59,3 +62,30 @@ def mobilenet_v2(
     value = graph.conv("head", value, scaled(1280, max(1.0, width)), 1)
     value = graph.global_average_pool("pool", graph.relu6("head.clip", value))
     graph.save(path, graph.linear("classifier", value, classes), "mobilenet_v2")
+
+
+class _RandomImages(CalibrationDataReader):
+    def __init__(self, size: int) -> None:
+        rng = np.random.default_rng(1)
+        self.batches = iter([rng.random((1, 3, size, size), dtype=np.float32) for _ in range(4)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def quantized_mobilenet(folder: Path, size: int, classes: int, width: float = 1.0) -> tuple[Path, Path]:
+    """Paths of the quantized and the float MobileNetV2 at `size`, written to `folder`."""
+    source, target = folder / f"float{size}.onnx", folder / f"int8_{size}.onnx"
+    mobilenet_v2(source, np.random.default_rng(0), size=size, width=width, classes=classes)
+    logging.getLogger().setLevel(logging.ERROR)  # quantize_static advises pre-processing on every call
+    quantize_static(
+        source,
+        target,
+        _RandomImages(size),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return target, source

@@ -10,7 +10,6 @@ with 1 and 2 threads. Medians over all rounds, the 10th and 90th percentile, and
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import tempfile
@@ -20,9 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from benchmarks.mobilenet_v2 import mobilenet_v2
+from benchmarks.mobilenet_v2 import quantized_mobilenet
 from exporters import CompiledModel, compile_tvm, read_onnx
 from exporters.qnet import QuantizedNetwork
 from exporters.runtime import run_onnx
@@ -41,33 +39,6 @@ INT8, FP32, OPENVINO, TVM_IMPORT = "onnxruntime int8", "onnxruntime fp32", "Open
 THREADS = (1, 2)
 PARITY_IMAGES = 16
 SLOW_REPEATS = 8  # of TVM's own import, which takes some forty times as long
-
-
-class _RandomImages(CalibrationDataReader):
-    def __init__(self, size: int) -> None:
-        rng = np.random.default_rng(1)
-        self.batches = iter([rng.random((1, 3, size, size), dtype=np.float32) for _ in range(4)])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
-        batch = next(self.batches, None)
-        return None if batch is None else {"image": batch}
-
-
-def quantized_mobilenet(folder: Path, size: int, classes: int) -> tuple[Path, Path]:
-    """Paths of the quantized and the float MobileNetV2 at `size`."""
-    source, target = folder / f"float{size}.onnx", folder / f"int8_{size}.onnx"
-    mobilenet_v2(source, np.random.default_rng(0), size=size, classes=classes)
-    logging.getLogger().setLevel(logging.ERROR)  # quantize_static advises pre-processing on every call
-    quantize_static(
-        source,
-        target,
-        _RandomImages(size),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return target, source
 
 
 def compare(quantized: Path, original: Path | None, folder: Path, repeats: int, rounds: int, with_import: bool) -> None:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from networks import BITS, random_image, random_network
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from test_tvm_layers import zoo
 
-from benchmarks.mobilenet_v2 import mobilenet_v2
+from benchmarks.mobilenet_v2 import quantized_mobilenet
 from exporters import QuantizedNetwork, compile_tvm, read_onnx, write_onnx
 from exporters.parity import parity
 from exporters.qnet import QConv, QTensor
@@ -73,29 +71,9 @@ def uneven_chunks() -> int:
     return _differing(net, None, images, {"AMX": compile_tvm(net, TARGET).tensors(images)})
 
 
-class _RandomImages(CalibrationDataReader):
-    def __init__(self, size: int) -> None:
-        self.images = iter(np.random.default_rng(1).random((2, 1, 3, size, size), np.float32))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
-        image = next(self.images, None)
-        return None if image is None else {"image": image}
-
-
 def small_mobilenet(folder: Path) -> int:
     """Differing codes and logits of a quantized MobileNetV2, tiles where they pay."""
-    source, path = folder / "float.onnx", folder / "int8.onnx"
-    mobilenet_v2(source, np.random.default_rng(0), size=64, width=0.5, classes=30)
-    logging.getLogger().setLevel(logging.ERROR)  # quantize_static advises pre-processing
-    quantize_static(
-        source,
-        path,
-        _RandomImages(64),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    path, _ = quantized_mobilenet(folder, 64, classes=30, width=0.5)
     net = read_onnx(path)
     images = random_image(net, 2, np.random.default_rng(2))
     model = compile_tvm(net, TARGET)

@@ -18,10 +18,10 @@ RUNNABLE = [name for name, target in TARGETS.items() if target.runs_here]
 
 
 def check(path: Path, seed: int, weight_bits: tuple[int, ...], act_bits: tuple[int, ...], targets: list[str]) -> None:
-    """Every tensor of 4 images, by each target, against the reference and onnxruntime's optimised graph."""
+    """Every tensor of 16 images, by each target, against the reference and onnxruntime's optimised graph."""
     rng = np.random.default_rng(seed)
     net = random_network(rng, weight_bits, act_bits, size=int(rng.integers(9, 20)))
-    images = random_image(net, 4, rng)
+    images = random_image(net, 16, rng)
     write_onnx(net, path)
     models = {target: compile_tvm(net, target) for target in targets}
     report = parity(net, path, images, {name: model.tensors(images) for name, model in models.items()})
@@ -30,8 +30,10 @@ def check(path: Path, seed: int, weight_bits: tuple[int, ...], act_bits: tuple[i
     expected = (models[targets[0]].tensors(images)[net.output.name].astype(np.float32) - net.output.zero_point) * (
         np.float32(net.output.scale)
     )
-    for found in logits.values():
+    for target, found in logits.items():
         np.testing.assert_array_equal(found, expected)
+        for size in (1, 4):
+            np.testing.assert_array_equal(models[target](images[:size]), expected[:size])
 
 
 @pytest.mark.parametrize(("weight_bits", "act_bits"), list(product(BITS, BITS)))
