@@ -54,8 +54,7 @@ def run(plan: Plan, ledger: Ledger) -> None:
         if not plan.model(arm).predictor.is_file():
             fit_model(plan.space(arm), plan.model(arm), FitSettings(seed=plan.seed))
     keys: list[Key] = [
-        (arm, metric, share, method, seed)
-        for seed in range(plan.seeds)
+        (arm, metric, share, method)
         for arm in ARMS
         for metric in LIMITED
         for share in plan.budget_shares
@@ -63,7 +62,8 @@ def run(plan: Plan, ledger: Ledger) -> None:
     ]
     found = ledger.fill(plan, "search", keys, search_one)
     networks: list[Key] = [
-        (str(key[0]), " ".join(map(str, value["genome"])), int(key[-1]))
+        (str(key[0]), " ".join(map(str, value["genome"])), seed)
+        for seed in range(plan.seeds)
         for key in keys
         if "genome" in (value := found[key])
     ]
@@ -103,8 +103,8 @@ def network(space: SearchSpace, name: str) -> Genes:
 
 def search_one(plan: Plan, key: Key) -> Value:
     """What one method finds within one budget, or that it finds nothing."""
-    arm, metric, share, method, seed = str(key[0]), key[1], float(key[2]), str(key[3]), int(key[4])
-    costs, most = costs_of(plan, arm), limit(plan, arm, metric, float(share))  # type: ignore[arg-type]
+    arm, metric, share, method = str(key[0]), key[1], float(key[2]), str(key[3])
+    seed, costs, most = plan.seed, costs_of(plan, arm), limit(plan, arm, metric, float(share))  # type: ignore[arg-type]
     accuracy = _predictor(plan, arm, method != "joint without transfer")
     budget = Budget(**{str(metric): most})
     try:

@@ -37,7 +37,7 @@ class Plan:
     held_out_groups: int = 5
     budget_shares: tuple[float, ...] = (0.01, 0.10, 0.40)
     seeds: int = 3
-    final_steps: int = 100
+    final_steps: int = 40
     seed: int = 0
 
     @cached_property
