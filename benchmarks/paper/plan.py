@@ -14,6 +14,8 @@ from apq_deploy.supernet.train import TrainSettings
 ARMS: dict[str, tuple[int, ...]] = {"468": (4, 6, 8), "348": (3, 4, 8)}
 """Bit widths to choose from; the first arm is that of the paper."""
 MAIN = "468"
+QUANTIZED_POINTS = {"468": 500, "348": 400}
+"""Of every arm: 100 are held out, the others are what a predictor may learn from."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,10 @@ class Plan:
     alone_subnets: int = 10
     alone_steps: int = 3000
     float_points: int = 800
-    quantized_points: int = 500
     repeated_points: int = 20
     repeats: int = 3
     splits: int = 8
-    sizes: tuple[int, ...] = (25, 50, 100, 200, 400)
+    sizes: tuple[int, ...] = (25, 50, 100, 200, 300, 400)
     held_out_groups: int = 5
     budget_shares: tuple[float, ...] = (0.01, 0.10, 0.40)
     seeds: int = 3

@@ -16,25 +16,25 @@ from apq_deploy.supernet.data import load_data
 from apq_deploy.supernet.network import load_supernet
 from apq_deploy.supernet.subnet import reestimate_batch_norm
 from benchmarks.paper.ledger import Key, Ledger, Value
-from benchmarks.paper.plan import ARMS, MAIN, Plan
+from benchmarks.paper.plan import ARMS, MAIN, QUANTIZED_POINTS, Plan
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
     """Collect every point, then repeat some held-out ones."""
     for arm in ARMS:
-        counts: dict[Kind, int] = {"float": plan.float_points if arm == MAIN else 0, "quantized": plan.quantized_points}
+        counts: dict[Kind, int] = {"float": plan.float_points if arm == MAIN else 0, "quantized": QUANTIZED_POINTS[arm]}
         space, model = plan.space(arm), plan.model(arm)
         store = collect(space, model.supernet, plan.data, model.points, counts, plan.collect, plan.workers, plan.device)
         if arm != MAIN:
             _give_float_points(plan, store)
         store.close()
-    keys = [(arm, n, again) for arm in ARMS for n in repeated(plan) for again in range(1, plan.repeats + 1)]
+    keys = [(arm, n, again) for arm in ARMS for n in repeated(plan, arm) for again in range(1, plan.repeats + 1)]
     ledger.fill(plan, "repeats", keys, measure_again)
 
 
-def repeated(plan: Plan) -> list[int]:
+def repeated(plan: Plan, arm: str) -> list[int]:
     """Numbers of the points that are fine-tuned again: held-out ones with architecture and bits at random."""
-    numbers = [n for n in range(plan.quantized_points) if is_held_out("quantized", n) and n % GROUP < GROUP // 2]
+    numbers = [n for n in range(QUANTIZED_POINTS[arm]) if is_held_out("quantized", n) and n % GROUP < GROUP // 2]
     return numbers[: plan.repeated_points]
 
 

@@ -18,7 +18,7 @@ from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import GROUP, Points, PointStore
 from apq_deploy.space import SearchSpace
 from benchmarks.paper.ledger import Key, Ledger, Value
-from benchmarks.paper.plan import ARMS, Plan
+from benchmarks.paper.plan import ARMS, QUANTIZED_POINTS, Plan
 
 ENSEMBLE = 5
 RIDGE = tuple(10.0**power for power in range(-2, 4))
@@ -26,7 +26,13 @@ RIDGE = tuple(10.0**power for power in range(-2, 4))
 
 def run(plan: Plan, ledger: Ledger) -> None:
     """Every arm, split and number of points."""
-    keys: list[Key] = [(arm, split, size) for split in range(plan.splits) for arm in ARMS for size in plan.sizes]
+    keys: list[Key] = [
+        (arm, split, size)
+        for split in range(plan.splits)
+        for arm in ARMS
+        for size in plan.sizes
+        if size <= QUANTIZED_POINTS[arm] - GROUP * plan.held_out_groups
+    ]
     ledger.fill(plan, "transfer", keys, measure)
 
 
