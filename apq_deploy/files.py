@@ -7,16 +7,21 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from apq_deploy.errors import UserError
 from hwmodels.files import MAX_TEXT_BYTES, read_within
 
+MAX_WEIGHTS_BYTES = 2**31
+"""Of a safetensors file, or of the images in an .npz file once unpacked."""
 MAX_JSON_BYTES = 2**26
 """Of a record: a front of ten thousand networks takes a tenth of it."""
 TEMPORARY = ".tmp"
@@ -126,6 +131,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
+    """The named arrays of an .npz file; nothing in it is run.
+
+    Raises: UserError for one that is larger than MAX_WEIGHTS_BYTES, packed or not; what NumPy and zipfile raise.
+    """
+    check_size(path, MAX_WEIGHTS_BYTES)
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MAX_WEIGHTS_BYTES:
+        raise UserError(f"cannot read {path}: larger than {MAX_WEIGHTS_BYTES} bytes once it is unpacked")
+    with np.load(path, allow_pickle=False) as file:
+        return [file[name] for name in names]
+
+
+def check_size(path: Path, limit_bytes: int) -> None:
+    """Raises: UserError for a file that is larger, before any of it is read; OSError where there is none."""
+    if path.stat().st_size > limit_bytes:
+        raise UserError(f"cannot read {path}: larger than the {limit_bytes} bytes that are read of such a file")
 
 
 def read_text(path: Path, limit_bytes: int) -> str:

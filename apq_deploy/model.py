@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
-from apq_deploy.files import atomic, read_json, write_json
+from apq_deploy.files import atomic, load_arrays, read_json, write_json
 from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
 from apq_deploy.versions import versions
@@ -52,8 +52,7 @@ class Samples:
         if not path.is_file():
             raise UserError(f"there are no sample images at {path}; `apq-deploy train` writes them")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                samples = cls(*(file[name] for name in cls.__dataclass_fields__))
+            samples = cls(*load_arrays(path, tuple(cls.__dataclass_fields__)))
         except Exception as error:  # zipfile, zlib and NumPy each have their own errors for a damaged file
             raise UserError(f"{path} is not a complete file of sample images ({error})") from None
         shape = (space.input_channels, space.input_size, space.input_size)

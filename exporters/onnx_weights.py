@@ -92,7 +92,7 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _evaluate(graph: Graph, value: str, found: dict[str, NDArray | None], depth: int) -> NDArray | None:
-    """Codes or float values behind `value`; a DequantizeLinear is looked through. found: values on the way, once each."""
+    """Codes or float values behind `value`, a DequantizeLinear looked through. found: each value on the way, once."""
     if value not in found:
         found[value] = None  # what it reads may not be itself
         found[value] = _computed(graph, value, found, depth)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
+from apq_deploy.files import load_arrays
 from apq_deploy.model import samples_for
 from apq_deploy.space import SearchSpace
 
@@ -82,8 +83,7 @@ def _from_arrays(source: str, images: NDArray, labels: NDArray) -> CheckImages:
 
 def _from_npz(path: Path, wanted: ImageFormat) -> CheckImages:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
+        images, labels = load_arrays(path, ("images", "labels"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from apq_deploy.errors import UserError
-from apq_deploy.files import atomic
+from apq_deploy.files import MAX_WEIGHTS_BYTES, atomic, check_size
 from apq_deploy.space import SearchSpace
 
 SCHEMA = "apq-deploy/predictor/1"
@@ -60,6 +60,7 @@ class Predictor:
         """
         if not path.is_file():
             raise UserError(f"there is no predictor {path}")
+        check_size(path, MAX_WEIGHTS_BYTES)
         try:
             with safetensors.safe_open(str(path), framework="np") as file:
                 metadata = dict(file.metadata() or {})
@@ -68,18 +69,27 @@ class Predictor:
             raise UserError(f"{path} is not a complete safetensors file ({error})") from None
         if metadata.get("schema") != SCHEMA:
             raise UserError(f"{path}: expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
-        if metadata["space"] != space.name:
-            raise UserError(f"{path} is a predictor of the space {metadata['space']!r}, expected {space.name!r}")
-        header = json.loads(metadata["predictor"])
-        n_inputs = space.n_features if header["quantized"] else int(space.architecture_features.sum())
-        n_layers = len(tensors) // 2
-        weights = tuple(tensors[f"{i}.weight"].astype(np.float32) for i in range(n_layers))
-        biases = tuple(tensors[f"{i}.bias"].astype(np.float32) for i in range(n_layers))
-        if weights[0].shape[1] != n_inputs:
+        if metadata.get("space") != space.name:
+            raise UserError(f"{path} is a predictor of the space {metadata.get('space')!r}, expected {space.name!r}")
+        try:
+            header = json.loads(metadata["predictor"])
+            mean, std = float(header["mean"]), float(header["std"])
+            quantized, metrics = bool(header["quantized"]), dict(header["metrics"])
+            n_layers = len(tensors) // 2
+            weights = tuple(tensors[f"{i}.weight"].astype(np.float32) for i in range(n_layers))
+            biases = tuple(tensors[f"{i}.bias"].astype(np.float32) for i in range(n_layers))
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} lacks a part of a predictor ({error}); fit it again") from None
+        n_inputs = space.n_features if quantized else int(space.architecture_features.sum())
+        found = [*(weight.shape[1:] for weight in weights), (1,)]
+        wanted = [(n_inputs,), *(bias.shape for bias in biases)]
+        if found != wanted or any(weight.shape[:1] != bias.shape for weight, bias in zip(weights, biases, strict=True)):
+            reads = found[0][0] if found[0] else "no"
             raise UserError(
-                f"{path} reads {weights[0].shape[1]} features, the space {space.name!r} has {n_inputs}; fit it again"
+                f"{path} reads {reads} features, the space {space.name!r} has {n_inputs}, or its layers do not fit "
+                "each other; fit it again"
             )
-        return cls(space.name, weights, biases, header["mean"], header["std"], header["quantized"], header["metrics"])
+        return cls(space.name, weights, biases, mean, std, quantized, metrics)
 
 
 def pairwise_accuracy(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:

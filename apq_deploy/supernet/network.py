@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
+from apq_deploy.files import MAX_WEIGHTS_BYTES, check_size
 from apq_deploy.space import SearchSpace
 from apq_deploy.supernet.elastic import ElasticBlock
 from apq_deploy.supernet.subnet import ConvUnit, InvertedResidual, Subnet
+
+SUPERNET_SCHEMA = "apq-deploy/supernet/1"
 
 
 class Supernet(nn.Module):
@@ -70,8 +73,10 @@ def load_supernet(space: SearchSpace, path: Path) -> Supernet:
     Raises: UserError for a file that is missing, damaged or of another space.
     """
     tensors, metadata = read_safetensors(path)
-    if metadata.get("space", space.name) != space.name:
-        raise UserError(f"{path} holds a supernet of the space {metadata['space']!r}, expected {space.name!r}")
+    if metadata.get("schema") != SUPERNET_SCHEMA:
+        raise UserError(f"{path}: expected schema {SUPERNET_SCHEMA!r}, got {metadata.get('schema')!r}")
+    if metadata.get("space") != space.name:
+        raise UserError(f"{path} holds a supernet of the space {metadata.get('space')!r}, expected {space.name!r}")
     network = Supernet(space)
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if wanted != {name: tuple(value.shape) for name, value in tensors.items()}:
@@ -89,6 +94,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    check_size(path, MAX_WEIGHTS_BYTES)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})

@@ -28,14 +28,13 @@ from apq_deploy.files import atomic
 from apq_deploy.progress import progress
 from apq_deploy.space import CHANNEL_GENE, KERNEL_GENE, SearchSpace
 from apq_deploy.supernet.data import ImageSet, augment, to_unit
-from apq_deploy.supernet.network import Supernet, read_safetensors
+from apq_deploy.supernet.network import SUPERNET_SCHEMA, Supernet, read_safetensors
 from apq_deploy.supernet.ranks import ALONE, Ranks, share_statistics
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 
 Phase = Literal["largest", "kernel", "depth", "width"]
 PHASES: tuple[Phase, ...] = ("largest", "kernel", "depth", "width")
 CHECKPOINT_SCHEMA = "apq-deploy/training/1"
-SUPERNET_SCHEMA = "apq-deploy/supernet/1"
 CALIBRATION_IMAGES = 2000
 CALIBRATION_PIXELS = CALIBRATION_IMAGES * 28 * 28
 """Of one batch."""
