@@ -83,7 +83,8 @@ def limit(plan: Plan, arm: str, metric: Metric, share: float) -> float:
 
 
 @cache
-def _predictor(plan: Plan, arm: str, transferred: bool) -> Predictor:
+def predictor_of(plan: Plan, arm: str, transferred: bool) -> Predictor:
+    """The predictor of an arm, transferred or fitted to its quantized points alone."""
     space, model = plan.space(arm), plan.model(arm)
     if transferred:
         return Predictor.load(model.predictor, space)
@@ -105,7 +106,7 @@ def search_one(plan: Plan, key: Key) -> Value:
     """What one method finds within one budget, or that it finds nothing."""
     arm, metric, share, method = str(key[0]), key[1], float(key[2]), str(key[3])
     seed, costs, most = plan.seed, costs_of(plan, arm), limit(plan, arm, metric, float(share))  # type: ignore[arg-type]
-    accuracy = _predictor(plan, arm, method != "joint without transfer")
+    accuracy = predictor_of(plan, arm, method != "joint without transfer")
     budget = Budget(**{str(metric): most})
     try:
         if method == "staged":

@@ -41,25 +41,27 @@ class Ledger:
         rows = self._db.execute("SELECT key, value FROM measurements WHERE stage = ? ORDER BY rowid", (stage,))
         return {tuple(json.loads(key)): json.loads(value) for key, value in rows}
 
-    def cpu_seconds(self, stage: str) -> float:
-        """Processor time of a stage."""
-        found = self._db.execute("SELECT SUM(cpu_seconds) FROM measurements WHERE stage = ?", (stage,)).fetchone()
-        return found[0] or 0.0
+    def cpu_seconds(self, stage: str) -> dict[Key, float]:
+        """Processor time of everything that a stage has measured."""
+        rows = self._db.execute("SELECT key, cpu_seconds FROM measurements WHERE stage = ?", (stage,))
+        return {tuple(json.loads(key)): seconds for key, seconds in rows}
 
     def add(self, stage: str, key: Key, value: Value, cpu_seconds: float) -> None:
         row = (stage, json.dumps(key), json.dumps(value), cpu_seconds)
         with self._db:
             self._db.execute("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)", row)
 
-    def fill(self, plan: Plan, stage: str, keys: Iterable[Key], task: Task) -> dict[Key, Value]:
+    def fill(
+        self, plan: Plan, stage: str, keys: Iterable[Key], task: Task, workers: int | None = None
+    ) -> dict[Key, Value]:
         """What the stage has measured, after `task` has been done for every key that was missing."""
         known = self.of(stage)
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
             os.environ.update(KEEP_MEMORY)
-            queue, done = iter(missing), 0
-            with progress(stage, len(missing)) as advance, worker_pool(plan.workers) as pool:
-                running = {pool.submit(_timed, task, plan, key) for key in islice(queue, 2 * plan.workers)}
+            queue, done, workers = iter(missing), 0, workers or plan.workers
+            with progress(stage, len(missing)) as advance, worker_pool(workers) as pool:
+                running = {pool.submit(_timed, task, plan, key) for key in islice(queue, 2 * workers)}
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
