@@ -14,6 +14,7 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import samples_for
 from apq_deploy.progress import cpu_seconds
+from apq_deploy.text import table
 from apq_deploy.versions import versions
 from exporters.onnx_reader import read_onnx
 from exporters.parity import parity
@@ -22,12 +23,13 @@ from exporters.runtime import run_onnx
 from exporters.tvm import CompiledModel, compile_tvm
 from exporters.tvm.standalone import compile_standalone
 from exporters.tvm.targets import resolve_target
-from exporters.tvm.timing import time_compiled
+from exporters.tvm.timing import random_image, time_compiled
 
 SCHEMA = "apq-deploy/compile/1"
 LIBRARY, STANDALONE = ".so", (".c", ".a")
 REFERENCE_IMAGES = 16
 RANDOM_IMAGES = 64
+LAYER_REPEATS = 200
 
 
 def compile_model(
@@ -38,8 +40,12 @@ def compile_model(
     pack_weights: bool,
     timed: bool,
     record: Path | None,
+    *,
+    per_layer: bool = False,
 ) -> dict[str, Any]:
     """What was built, how it agrees with onnxruntime, and how fast it is; the library is in `output`.
+
+    per_layer: measure every layer of the library too.
 
     Where the target is not this machine's, the library is written but neither run nor compared, and the report says so.
 
@@ -66,12 +72,15 @@ def compile_model(
         "library_bytes": output.stat().st_size,
         "agreement": None,
         "latency": None,
+        "layers": None,
     }
     if resolve_target(target).runs_here:
         loaded = CompiledModel.load(output)
         report["agreement"] = agreement(net, model, loaded, threads)
         if timed:
             report["latency"] = time_compiled(output, model, threads=threads).as_dict()
+        if per_layer:
+            report["layers"] = layer_times(loaded)
     report["versions"] = versions("numpy", "onnx", "onnxruntime", "apache-tvm")
     report["cpu_seconds"] = cpu_seconds()
     if record is not None:
@@ -97,7 +106,41 @@ def _standalone(net: QuantizedNetwork, model: Path, output: Path, target: str) -
         "library_bytes": output.stat().st_size,
         "agreement": None,
         "latency": None,
+        "layers": None,
     }
+
+
+def layer_times(compiled: CompiledModel) -> list[dict[str, Any]]:
+    """Median time of every layer within the whole network, in order, for JSON."""
+    image = random_image(compiled.metadata.image_shape)
+    return [
+        {
+            "name": entry.layer.name,
+            "kind": entry.layer.kind,
+            "weight_bits": entry.layer.weight_bits,
+            "output_bits": entry.layer.act_bits,
+            "microseconds": round(entry.microseconds, 3),
+            "share_percent": round(100 * entry.share, 2),
+        }
+        for entry in compiled.profile(image, LAYER_REPEATS)
+    ]
+
+
+def describe_layers(layers: list[dict[str, Any]]) -> str:
+    """The times of the layers for a reader, and their sum."""
+    rows = [
+        (
+            row["name"],
+            row["kind"],
+            "-" if row["weight_bits"] is None else row["weight_bits"],
+            row["output_bits"],
+            f"{row['microseconds']:.1f}",
+            f"{row['share_percent']:.1f}",
+        )
+        for row in layers
+    ]
+    total = sum(row["microseconds"] for row in layers)
+    return f"{table(rows, ('layer', 'kind', 'weight bits', 'output bits', 'us', '%'))}\nsum {total:.1f} us"
 
 
 def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threads: int) -> dict[str, Any]:

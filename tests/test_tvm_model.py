@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from networks import random_image, random_network
 
-from exporters import CompiledModel, ExportError, QuantizedNetwork, compile_tvm
+from apq_deploy.compiling import compile_model, describe_layers
+from exporters import CompiledModel, ExportError, QuantizedNetwork, compile_tvm, write_onnx
 from exporters.reference import reference_logits, run_reference
 from exporters.tvm import targets, versions
 from exporters.tvm.conv import _runs
@@ -144,9 +145,23 @@ def test_another_version_of_tvm_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_profile_names_every_layer(net: QuantizedNetwork, model: CompiledModel, images: np.ndarray) -> None:
     profile = model.profile(images[:1], repeats=3)
     assert [entry.layer.name for entry in profile] == ["quantize", *(layer.name for layer in net.layers), "dequantize"]
-    assert all(entry.microseconds > 0 for entry in profile)
+    assert all(entry.microseconds >= 0 for entry in profile)
+    assert sum(entry.microseconds for entry in profile) > 0
     assert sum(entry.share for entry in profile) == pytest.approx(1)
     model(images)  # the model still runs
+
+
+def test_the_command_measures_every_layer(tmp_path: Path, net: QuantizedNetwork) -> None:
+    write_onnx(net, tmp_path / "model.onnx")
+    report = compile_model(
+        tmp_path / "model.onnx", tmp_path / "model.so", "host", 1, False, False, None, per_layer=True
+    )
+    assert [row["name"] for row in report["layers"][1:-1]] == [layer.name for layer in net.layers]
+    assert sum(row["share_percent"] for row in report["layers"]) == pytest.approx(100, abs=1)
+    lines = describe_layers(report["layers"]).splitlines()
+    stem = next(line.split() for line in lines if line.startswith("stem"))
+    assert stem[1:4] == ["QConv", str(net.layers[0].weight_bits), str(net.layers[0].output.bits)]
+    assert report["agreement"]["differing_logits"] == 0
 
 
 def test_timing_runs_in_processes_of_their_own(saved: Path) -> None:

@@ -56,22 +56,27 @@ def compile_library(
         Path, typer.Option("-o", "--output", help="File to write: .so for TVM's runtime, .c or .a without any.")
     ] = Path("model.so"),
     target: Annotated[
-        str, typer.Option(help="CPU to compile for: host, x86-64-vnni, x86-64-avx2, x86-64, ...")
+        str, typer.Option(help="CPU to compile for: host, x86-64-amx, x86-64-vnni, x86-64-avx2, x86-64, ...")
     ] = "host",
     threads: Annotated[int, typer.Option(min=1, help="Threads that the kernels are split over.")] = 1,
     pack_weights: Annotated[bool, typer.Option(help="Keep 4-bit weights two to a byte in the library.")] = False,
     time: Annotated[bool, typer.Option(help="Time the library beside onnxruntime, each in its own process.")] = True,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the time of every layer of the library.")] = False,
     run: RunOption = DEFAULT_RUN,
     as_json: JsonOption = False,
 ) -> None:
     """Compile an ONNX file through TVM, and compare the library with onnxruntime."""
-    from apq_deploy.compiling import compile_model
+    from apq_deploy.compiling import compile_model, describe_layers
     from apq_deploy.deployment import RunFolder, describe_compile
     from apq_deploy.files import locked
 
     with locked(run, wait=True):
-        report = compile_model(model, output, target, threads, pack_weights, time, RunFolder(run).compile)
-    show(report, describe_compile(report), as_json)
+        record = RunFolder(run).compile
+        report = compile_model(model, output, target, threads, pack_weights, time, record, per_layer=layers)
+    text = describe_compile(report)
+    if report["layers"]:
+        text += f"\n\n{describe_layers(report['layers'])}"
+    show(report, text, as_json)
 
 
 def report(
