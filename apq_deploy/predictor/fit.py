@@ -53,9 +53,10 @@ def fit_quantized(
     settings: FitSettings,
     source: Predictor | None,
 ) -> Predictor:
-    """The predictor of quantized accuracy: `source` with the bits as further inputs, or from scratch without it.
+    """The predictor of quantized accuracy, begun at another one, or from scratch without it.
 
-    The weights of the new inputs start at zero, so that training begins at the full-precision ranking.
+    A full-precision `source` gets the bits as further inputs, whose weights start at zero, so that training begins at
+    the full-precision ranking. A source that knows the bits, one of calibrated points, goes on as it is.
 
     Raises: UserError if there are too few points.
     """
@@ -67,7 +68,7 @@ def fit_quantized(
         )
     with torch.no_grad():
         for layer, weight, bias in zip(layers, source.weights, source.biases, strict=True):
-            if layer is layers[0]:
+            if layer is layers[0] and not source.quantized:
                 layer.weight.zero_()
                 layer.weight[:, torch.from_numpy(space.architecture_features)] = torch.from_numpy(weight)
             else:

@@ -12,6 +12,7 @@ from apq_deploy.files import read_json
 from apq_deploy.model import PROVENANCE_SCHEMA, ModelFolder
 from apq_deploy.predictor.store import KINDS, Kind, Points, PointStore
 from apq_deploy.search.budget import metric_words, unit
+from apq_deploy.search.costs import Metric
 from apq_deploy.supernet.train import PHASES
 from benchmarks.paper.joint import LIMITED, limit, methods
 from benchmarks.paper.ledger import Ledger, Value
@@ -55,7 +56,7 @@ def arm_words(arm: str) -> str:
 def points_of(plan: Plan, arm: str) -> dict[Kind, Points]:
     """The points of an arm by kind."""
     store = PointStore(plan.model(arm).points, plan.space(arm))
-    found = {kind: store.points(kind) for kind in KINDS}
+    found: dict[Kind, Points] = {kind: store.points(kind) for kind in KINDS}
     store.close()
     return found
 
@@ -214,7 +215,7 @@ def joint(plan: Plan, ledger: Ledger) -> Section:
     for arm in ARMS:
         lines += [f"### Bits {arm_words(arm)}", ""]
         of_arm = [f for f in found if f.arm == arm]
-        columns = [(metric, share) for metric in LIMITED for share in plan.budget_shares]
+        columns: list[tuple[Metric, float]] = [(metric, share) for metric in LIMITED for share in plan.budget_shares]
         at = {(f.metric, f.share, f.method): f for f in of_arm}
         head = ["%", *(f"{limit(plan, arm, metric, share):.3g} {unit(metric)}" for metric, share in columns)]
         rows = []
@@ -317,8 +318,8 @@ def cost(plan: Plan, ledger: Ledger) -> Section:
     lines = table(("", "once, CPU s", "per deployment, CPU s"), rows)
     lines += [
         f"For N deployments: {hours:.2f} + {added:.4f} N CPU hours; {training / 3600:.2f} N CPU hours for training "
-        "alone, if each had its own. As arithmetic from assumptions, not as a measurement: at 10 W per busy core and 0.4 "
-        f"kg CO2e per kWh, {10 * hours:.0f} + {10 * added:.2f} N Wh, or {4 * hours:.0f} + {4 * added:.2f} N g CO2e.",
+        "alone, if each had its own. As arithmetic from assumptions, not as a measurement: at 10 W per busy core "
+        f"and 0.4 kg CO2e per kWh: {10 * hours:.0f} + {10 * added:.2f} N Wh, {4 * hours:.0f} + {4 * added:.2f} N g CO2e.",
     ]
     return Section(lines, [])
 
