@@ -314,12 +314,13 @@ def cost(plan: Plan, ledger: Ledger) -> Section:
     rows = [(name, f"{value:.0f}", "") for name, value in once.items()]
     rows += [("once, together", f"{sum(once.values()):.0f}", ""), *((n, "", f"{v:.1f}") for n, v in more.items())]
     rows += [("one deployment more, together", "", f"{sum(more.values()):.1f}")]
-    hours, added = sum(once.values()) / 3600, sum(more.values()) / 3600
+    hours, added = (sum(values.values()) / 3600 for values in (once, more))
     lines = table(("", "once, CPU s", "per deployment, CPU s"), rows)
     lines += [
         f"For N deployments: {hours:.2f} + {added:.4f} N CPU hours; {training / 3600:.2f} N CPU hours for training "
         "alone, if each had its own. As arithmetic from assumptions, not as a measurement: at 10 W per busy core "
-        f"and 0.4 kg CO2e per kWh: {10 * hours:.0f} + {10 * added:.2f} N Wh, {4 * hours:.0f} + {4 * added:.2f} N g CO2e.",
+        f"and 0.4 kg CO2e per kWh, {10 * hours:.0f} + {10 * added:.2f} N Wh, that is {4 * hours:.0f} + {4 * added:.2f} "
+        "N g CO2e.",
     ]
     return Section(lines, [])
 
