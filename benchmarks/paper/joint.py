@@ -63,9 +63,10 @@ def run(plan: Plan, ledger: Ledger) -> None:
     found = ledger.fill(plan, "search", keys, search_one)
     networks: list[Key] = [
         (str(key[0]), " ".join(map(str, value["genome"])), seed)
+        for arm in ARMS
         for seed in range(plan.seeds)
         for key in keys
-        if "genome" in (value := found[key])
+        if key[0] == arm and "genome" in (value := found[key])
     ]
     ledger.fill(plan, "final", networks, measure)
 

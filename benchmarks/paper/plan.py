@@ -31,9 +31,9 @@ class Plan:
     alone_subnets: int = 10
     alone_steps: int = 3000
     float_points: int = 800
-    repeated_points: int = 20
+    repeated_points: int = 15
     repeats: int = 3
-    splits: int = 8
+    splits: int = 6
     sizes: tuple[int, ...] = (25, 50, 100, 200, 300, 400)
     held_out_groups: int = 5
     budget_shares: tuple[float, ...] = (0.01, 0.10, 0.40)
