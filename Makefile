@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench fuzz endurance clean
+.PHONY: demo test lint bench results fuzz endurance clean
 
 demo: .venv/ready
 	$(BIN)/apq-deploy search --latency-ms 0.05 --run apq-run
@@ -21,6 +21,11 @@ lint: .venv/lint
 
 bench: .venv/ready
 	for script in hwmodels search calibration runtime; do $(BIN)/python -m benchmarks.$$script; done
+
+# The paper's claims, measured: docs/results.md. A stopped run goes on. DATA is a folder with FashionMNIST/raw.
+DATA ?= data
+results: .venv/ready
+	$(BIN)/python -m benchmarks.paper --data $(DATA)
 
 # The tests' own checks on damaged files and kills, for longer.
 MINUTES ?= 10
