@@ -1,4 +1,7 @@
-"""The command line: gathers the commands, and turns what users can mend into one line and an exit code."""
+"""The command line: turns what users can mend, and interrupts, into one line and an exit code.
+
+Nothing is imported here that takes time, so that an interrupt is understood from the first moment.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,9 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
 
-import typer
-
-from apq_deploy import __version__
-from apq_deploy.commands import checking, exporting, hardware, learning, searching
-from apq_deploy.errors import BudgetError, UserError
-
-app = typer.Typer(name="apq-deploy", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 SIGNALLED = 128
 """Added to a signal's number in the exit code of a command that it ended: 130 for an interrupt, 143 for SIGTERM."""
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    """From a once-for-all supernet to a compiled, mixed-precision network on given hardware."""
-    if version:
-        print(f"apq-deploy {__version__}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-for command in (
-    searching.search,
-    searching.pick,
-    exporting.export,
-    exporting.audit,
-    exporting.report,
-    checking.check,
-    exporting.profile,
-    learning.train,
-    learning.collect,
-    learning.fit,
-):
-    app.command()(command)
-app.command("compile")(exporting.compile_library)
-app.add_typer(hardware.hardware_app, name="hardware")
-app.add_typer(hardware.lut_app, name="lut")
 
 
 def main() -> None:
@@ -81,6 +45,10 @@ def main() -> None:
 
 def _run() -> tuple[int, str]:
     """The exit code of the command that was called, and the line that says what the user can mend."""
+    import typer
+
+    from apq_deploy.commands.root import app
+
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -90,6 +58,8 @@ def _run() -> tuple[int, str]:
     except ValueError as error:
         if not _is_users(error):
             raise
+        from apq_deploy.errors import BudgetError
+
         return 1 if isinstance(error, BudgetError) else 2, f"error: {error}"
     except OSError as error:
         if error.filename is None:
@@ -100,6 +70,7 @@ def _run() -> tuple[int, str]:
 
 
 def _is_users(error: ValueError) -> bool:
+    from apq_deploy.errors import UserError
     from exporters.errors import ExportError
     from hwmodels import HardwareError
 
