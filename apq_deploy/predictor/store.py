@@ -80,14 +80,18 @@ class PointStore:
             raise UserError(f"there are no points at {path}; make them with `apq-deploy collect`")
         self.path = path
         self.space = space
+        is_new = not path.exists()
         with self._told("used"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-            header = self._header(settings)
         try:
+            with self._told("used"):
+                header = self._header(settings)
             self.settings = self._checked(header, settings)
         except UserError:
             self._db.close()
+            if is_new:
+                path.unlink(missing_ok=True)
             raise
         if settings is not None:
             with self._told("written"):
