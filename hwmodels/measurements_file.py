@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from hwmodels.compare import Coverage, coverage
 from hwmodels.cost import Cost
 from hwmodels.errors import TableError
+from hwmodels.files import MAX_ROWS
 from hwmodels.hardware import Entry, Setting
 from hwmodels.layers import ConvLayer, Precision
 from hwmodels.measured import MeasuredDevice, summarise
@@ -66,7 +68,12 @@ def import_measurements(
     ]
     if len(numbered) < 2:
         raise TableError(f"{file}: expected a header line and rows, got {len(numbered)} lines; add measurements")
-    names = [name.strip().lower() for name in next(csv.reader([numbered[0][1]]))]
+    if len(numbered) > MAX_ROWS:
+        raise TableError(f"{file}: expected at most {MAX_ROWS} lines, got {len(numbered)}; keep the median of repeats")
+    try:
+        names = [name.strip().lower() for name in next(csv.reader([numbered[0][1]]))]
+    except csv.Error as error:
+        raise TableError(f"{file}: line {numbered[0][0]}: {error}; correct the line") from None
     columns = _columns(file, names)
     latencies: dict[Entry, list[float]] = {}
     energies: dict[Entry, list[float | None]] = {}
@@ -104,9 +111,9 @@ def _columns(file: Path, names: Sequence[str]) -> _Columns:
     for name in names:
         if name not in known:
             raise TableError(f'{file}: unknown column "{name}"{nearest(name, known)}')
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise TableError(f'{file}: expected every column once, got "{repeated[0]}" twice; drop one')
+    repeated, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise TableError(f'{file}: expected every column once, got "{repeated}" twice; drop one')
     for name in REQUIRED:
         if name not in names:
             raise TableError(f'{file}: missing column "{name}"; add it to the header and every row')

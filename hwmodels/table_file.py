@@ -195,7 +195,10 @@ def _read_rows(path: Path, body: str) -> dict[Entry, Cost]:
     if not body.endswith("\n"):
         raise TableError(f"{path}: expected a last line that is whole, got a file that is cut off; {_REBUILD}")
     rows = csv.reader(io.StringIO(body))
-    names = next(rows)
+    try:
+        names = next(rows)
+    except csv.Error as error:
+        raise TableError(f"{path}: the names of the columns are garbled: {error}; {_REBUILD}") from None
     if tuple(names) != COLUMNS:
         raise TableError(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(names)}; {_REBUILD}")
     costs: dict[Entry, Cost] = {}

@@ -102,6 +102,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _written(folder / "cutoff.csv", text[:-20])
     sparse(folder / "sparse.csv", 3 * GIB)
     _written(folder / "columns.csv", ",".join(f"column{i}" for i in range(50_000)) + "\n1\n")
+    _written(folder / "repeated.csv", ",".join(["in_channels"] * 200_000) + "\n1\n")
+    _written(folder / "rows.csv", "in_channels,out_channels\n" + "1,1\n" * 1_000_001)
+    _written(folder / "longname.csv", "x" * 200_000 + "\n1\n")
+    _written(folder / "longhead.csv", text[: text.index("in_channels")] + "x" * 200_000 + "\n")
     _written(folder / "longcell.csv", text.rstrip("\n") + "9" * 200_000 + "\n")
     (folder / "latin.csv").write_bytes(b"in_channels,\xe9\n1,2\n")
 
@@ -266,6 +270,10 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("search", "--table", "sparse.csv"), ("larger than",)),
     (("lut", "check", "longcell.csv"), ("garbled",)),
     (("lut", "import", "columns.csv", "-o", "new-table.csv"), ('unknown column "column0"',)),
+    (("lut", "import", "longname.csv", "-o", "new-table.csv"), ("line 1",)),
+    (("lut", "check", "longhead.csv"), ("names of the columns",)),
+    (("lut", "import", "repeated.csv", "-o", "new-table.csv"), ("every column once",)),
+    (("lut", "import", "rows.csv", "-o", "new-table.csv"), ("at most 1000000 lines",)),
     (("lut", "import", "latin.csv", "-o", "new-table.csv"), ("UTF-8",)),
     (("lut", "import", "sparse.csv", "-o", "new-table.csv"), ("larger than",)),
     (("lut", "compare", "other.csv", "model.csv"), ("UTF-8",)),
