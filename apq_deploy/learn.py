@@ -22,6 +22,7 @@ from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, spread, wh
 from apq_deploy.supernet.measure import measure_supernet
 from apq_deploy.supernet.ranks import ALONE, Ranks
 from apq_deploy.supernet.train import TrainSettings, calibration_batches, train_supernet
+from apq_deploy.workers import Processes, Workers
 
 SAMPLE_IMAGES = 2000
 RANDOM_SUBNETS = 50
@@ -89,11 +90,12 @@ def collect_model(
     folder: ModelFolder,
     counts: dict[Kind, int],
     settings: CollectSettings,
-    workers: int = 1,
+    workers: Workers,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Numbers and accuracies of the points that are now in `folder`."""
-    check_device(device)
+    if isinstance(workers, Processes):
+        check_device(device)
     if not folder.supernet.is_file():
         raise UserError(f"there is no supernet at {folder.supernet}; make one with `apq-deploy train`")
     store = collect(space, folder.supernet, data, folder.points, counts, settings, workers, device)
@@ -101,7 +103,12 @@ def collect_model(
     for kind in KINDS:
         summary[kind] = _describe(store.points(kind))
     store.close()
-    folder.record(space, "collect", {**_command(load_data(space, data)), "settings": asdict(settings), **summary})
+    folder.record(
+        space,
+        "collect",
+        {**_command(load_data(space, data)), "settings": asdict(settings), **summary},
+        workers.elsewhere_s,
+    )
     return summary
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from apq_deploy.commands.options import DataOption, DeviceOption, JsonOption, ModelOption, SeedOption, SpaceOption, show
+from apq_deploy.commands.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    RayOption,
+    SeedOption,
+    SpaceOption,
+    show,
+)
 
 
 def train(
@@ -70,24 +79,28 @@ def collect(
         int, typer.Option(help="Held-out training images that a label is measured on.")
     ] = 10_000,
     workers: Annotated[int, typer.Option(help="Processes that measure at the same time.")] = 1,
+    ray: RayOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Measure the predictor's points; goes on where it was stopped."""
+    from apq_deploy.cluster import RayWorkers
     from apq_deploy.files import locked
     from apq_deploy.learn import collect_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.predictor.collect import CollectSettings
     from apq_deploy.space import SearchSpace
     from apq_deploy.text import table
+    from apq_deploy.workers import Processes
 
     chosen = SearchSpace.load(space)
     folder = ModelFolder(_own_folder(chosen.name, model))
     settings = CollectSettings(finetune_steps, held_out_images=held_out_images, seed=seed)
     counts = {"float": float_points, "quantized": quantized_points, "calibrated": calibrated_points}
+    who = Processes(workers) if ray is None else RayWorkers(ray, workers, gpu=device != "cpu")
     with locked(folder.path, wait=False):
-        summary = collect_model(chosen, data, folder, counts, settings, workers, device)  # type: ignore[arg-type]
+        summary = collect_model(chosen, data, folder, counts, settings, who, device)  # type: ignore[arg-type]
     rows = [
         (kind, facts["points"], *(f"{facts[k]:.2f}" for k in ("mean_percent", "std_percent", "seconds_per_point")))
         for kind, facts in summary.items()

@@ -19,6 +19,12 @@ DataOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a Ray cluster that does the work, as 10.0.0.1:6379; `local` starts one here [no Ray]."
+    ),
+]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder that the steps of one deployment share.")]
 HardwareOption = Annotated[str, typer.Option(help="Hardware model: a preset's name or the path of a TOML file.")]
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import platform
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from apq_deploy.supernet.data import DataSplits, load_data, whole
 from apq_deploy.supernet.network import Supernet, load_supernet
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 from apq_deploy.supernet.train import calibration_batches
-from apq_deploy.workers import worker_pool
+from apq_deploy.workers import Processes, Workers
 
 # glibc gives large blocks back to the system at once; workers that keep theirs take a third less time per point.
 KEEP_MEMORY = {
@@ -138,6 +137,27 @@ def _measure(setup: _Setup, kind: Kind, number: int) -> list[Measured]:
     return _laboratory(*setup).measure(kind, number)
 
 
+_Identity = tuple[str, int, int]
+"""Hash of the supernet, numbers of training and of held-out images."""
+
+
+def _measure_as(identity: _Identity, setup: _Setup, kind: Kind, number: int) -> list[Measured]:
+    """A point, where the files that this worker finds by the same paths are the driver's."""
+    found = _identity(setup)
+    if found != identity:
+        raise UserError(
+            f"expected the supernet and the images of the driver on every machine, got others on {platform.node()}: "
+            f"{found} where it has {identity}; use a file system that all machines see, or copy both folders"
+        )
+    return _measure(setup, kind, number)
+
+
+@cache
+def _identity(setup: _Setup) -> _Identity:
+    laboratory = _laboratory(*setup)
+    return weights_sha256(laboratory.network), len(laboratory.train), len(laboratory.held_out)
+
+
 def collect(
     space: SearchSpace,
     supernet: Path,
@@ -145,15 +165,17 @@ def collect(
     store_path: Path,
     counts: dict[Kind, int],
     settings: CollectSettings,
-    workers: int = 1,
+    workers: int | Workers = 1,
     device: str = "cpu",
 ) -> PointStore:
     """The store with at least `counts` points of each kind; points that are there already are not measured again.
 
+    workers: who measures; a number means so many processes of this machine. The driver alone writes.
+
     Raises: UserError for a supernet or data that cannot be used, or a store of another collection.
     """
-    if workers < 1:
-        raise UserError(f"expected at least one worker, got {workers}")
+    if isinstance(workers, int):
+        workers = Processes(workers)
     digest = weights_sha256(load_supernet(space, supernet))  # a wrong file is an error before anything is written
     splits = load_data(space, data)
     store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
@@ -164,21 +186,12 @@ def collect(
         return store
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)  # for the workers: this process has begun without
-    setup: _Setup = (space, supernet, data, settings, device)
-    with (
-        progress("collect", len(missing)) as advance,
-        worker_pool(workers) as pool,
-    ):
-        queue, done = iter(missing), 0
-        # Two tasks per worker keep every worker busy; the driver alone writes.
-        running = {pool.submit(_measure, setup, *point) for point in islice(queue, 2 * workers)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                points = future.result()
-                for point in points:
-                    store.add(point.kind, point.number, point.genome, point.accuracy, point.seconds)
-                done += 1
-                advance(done, f"{points[-1].kind} {100 * points[-1].accuracy:.2f}%")
-                running |= {pool.submit(_measure, setup, *point) for point in islice(queue, 1)}
+    setup: _Setup = (space, supernet.resolve(), data.resolve(), settings, device)
+    identity: _Identity = (digest, len(splits.train), min(settings.held_out_images, len(splits.held_out)))
+    tasks = [(identity, setup, *point) for point in missing]
+    with progress("collect", len(missing)) as advance, workers:
+        for done, (_, points) in enumerate(workers.results(_measure_as, tasks), start=1):
+            for point in points:
+                store.add(point.kind, point.number, point.genome, point.accuracy, point.seconds)
+            advance(done, f"{points[-1].kind} {100 * points[-1].accuracy:.2f}%")
     return store
