@@ -101,7 +101,8 @@ def _plain(value: object, kind: Any) -> object:
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
-        return float(value) if kind is float and abs(value) <= sys.float_info.max else int(value)
+        whole = int(value)
+        return float(whole) if kind is float and abs(whole) <= sys.float_info.max else whole
     if isinstance(value, Real):
         return float(value)
     if isinstance(value, list | tuple):
