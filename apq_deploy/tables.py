@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from apq_deploy.errors import UserError
 from apq_deploy.progress import progress
 from apq_deploy.space import SearchSpace
 from apq_deploy.text import table
@@ -24,18 +25,30 @@ MISSING_SHOWN = 10
 
 
 def build_model_table(
-    hardware: str, output: Path, space_name: str, subset: int | None, threads: int, repeats: int
+    hardware: str,
+    output: Path,
+    space_name: str,
+    subset: int | None,
+    threads: int,
+    repeats: int,
+    ray: str | None = None,
 ) -> str:
-    """What was built, for a reader; the table is in `output`.
+    """What was built, for a reader; the table is in `output`. The machines of a `ray` cluster time a host's layers.
 
     Raises: UserError or HardwareError for a space, a hardware or a file that cannot be used.
     """
+    if ray is not None and hardware != HOST:
+        raise UserError(
+            f"expected the hardware {HOST!r} with --ray, got {hardware!r}; a model's table takes a second here"
+        )
     space = SearchSpace.load(space_name)
     widths = ALL_WIDTHS if hardware == HOST else Widths.of(load_hardware(hardware).describe())
     entries = space_entries(space, widths)
     with progress(f"cost table of {hardware}", len(entries)) as advance:
         if hardware == HOST:
-            built, error = _host_table(entries, output, subset, threads, repeats, lambda done, _: advance(done, ""))
+            built, error = _host_table(
+                entries, output, subset, threads, repeats, ray, lambda done, _: advance(done, "")
+            )
         else:
             model = load_hardware(hardware)
             built, error = build_table(model, entries, lambda done, _: advance(done, "")), None
@@ -51,20 +64,31 @@ def build_model_table(
 
 
 def _host_table(
-    entries: list[Entry], output: Path, subset: int | None, threads: int, repeats: int, advance: Progress
+    entries: list[Entry],
+    output: Path,
+    subset: int | None,
+    threads: int,
+    repeats: int,
+    ray: str | None,
+    advance: Progress,
 ) -> tuple[CostTable, ErrorStatistics | None]:
-    from apq_deploy.host import host_device, measure_compiled
+    from apq_deploy.cluster import RayWorkers
+    from apq_deploy.host import host_device, measure_compiled, timer_of
 
     journal = output.with_suffix(".journal.csv")
+    device, plan = host_device(threads), TimingPlan(repeats=repeats)
+    # machines that time nothing else meanwhile: layers timed side by side would slow each other down
+    timer = timer_of(RayWorkers(ray, whole_machines=True), device, threads, plan) if ray is not None else None
     found = measured_table(
         measure_compiled(threads),
-        host_device(threads),
+        device,
         entries,
-        TimingPlan(repeats=repeats),
+        plan,
         np.random.default_rng(0),
         subset,
         journal,
         advance,
+        timer,
     )
     return found.table, found.cross_validated
 

@@ -28,6 +28,9 @@ from hwmodels.table_file import LAYER_COLUMNS, entry_cells, parse_entry, positiv
 # for as are needed.
 Measure = Callable[[ConvLayer, Precision], Iterable[float]]
 
+# Entries with their costs, in any order, as they come in: for measurements on several machines.
+Timer = Callable[[Sequence[Entry]], Iterable[tuple[Entry, Cost]]]
+
 _JOURNAL_SCHEMA = "apq-deploy measurement journal 1"
 _JOURNAL_COLUMNS = (*LAYER_COLUMNS, "latency_ms", "spread_ms", "repeats")
 
@@ -98,22 +101,28 @@ def measure_entries(
     plan: TimingPlan,
     journal: Path | None = None,
     progress: Progress | None = None,
+    timer: Timer | None = None,
 ) -> dict[Entry, Cost]:
     """Measured costs of all entries, in their order, each timed once.
 
     With a `journal` every result is on disk before the next layer is begun, and results of an earlier call with the
-    same device and plan are not measured again: a killed run loses at most the layer in work.
+    same device and plan are not measured again: a killed run loses at most the layer in work. A `timer` takes the place
+    of `measure`, one entry after the other.
 
     Raises: TableError for a journal of another device or plan.
     """
     wanted = list(dict.fromkeys(entries))
     identity = canonical_json(device.describe() | asdict(plan))
     done = {} if journal is None else _open_journal(journal, identity)
-    for position, entry in enumerate(wanted, start=1):
-        if entry not in done:
-            done[entry] = time_entry(measure, entry, plan)
-            if journal is not None:
-                _append(journal, entry, done[entry])
+    missing = [entry for entry in wanted if entry not in done]
+    known = len(wanted) - len(missing)
+    if progress is not None and known:
+        progress(known, len(wanted))
+    found = timer(missing) if timer is not None else ((e, time_entry(measure, e, plan)) for e in missing)
+    for position, (entry, cost) in enumerate(found, start=known + 1):
+        done[entry] = cost
+        if journal is not None:
+            _append(journal, entry, cost)
         if progress is not None:
             progress(position, len(wanted))
     return {entry: done[entry] for entry in wanted}
@@ -136,6 +145,7 @@ def measured_table(
     subset: int | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
+    timer: Timer | None = None,
 ) -> MeasuredTable:
     """The table of a device for these entries.
 
@@ -146,7 +156,7 @@ def measured_table(
     if not wanted:
         raise HardwareError("a table needs at least one layer, got none; name a space that has layers")
     timed = wanted if subset is None or subset >= len(wanted) else designed_subset(wanted, subset)
-    measured = measure_entries(measure, device, timed, plan, journal, progress)
+    measured = measure_entries(measure, device, timed, plan, journal, progress, timer)
     return interpolate_missing(make_table(device.name, device.describe() | asdict(plan), measured), wanted, rng)
 
 

@@ -1,6 +1,7 @@
 """One rank of a training run for test_ranks.py: `torchrun train_ranks.py FOLDER [STOP_AT]`.
 
 Every rank writes its weights, the first one its losses as well. All stop before they train the step STOP_AT.
+It computes in double precision, where rounding is too small to hide a difference.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ from safetensors.torch import save_file
 from small import SMALL, small_data
 
 from apq_deploy.supernet import train
+from apq_deploy.supernet.data import to_unit
 from apq_deploy.supernet.ranks import Ranks
 from apq_deploy.supernet.train import TrainSettings, train_supernet
 
 SETTINGS = TrainSettings(8, 5, 4, 7, batch_size=32, checkpoint_every=4)
 
 
+def in_double(images: torch.Tensor, device: str) -> torch.Tensor:
+    return to_unit(images, device).double()
+
+
 def main(folder: Path, stop_at: int | None) -> None:
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    train.to_unit = in_double
     losses: list[tuple[str, int, float]] = []
     real = train.batch_indices
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apq_deploy.commands.options import JsonOption, SpaceOption, show
+from apq_deploy.commands.options import JsonOption, RayOption, SpaceOption, show
 
 hardware_app = typer.Typer(help="Hardware models: list, show, or begin a new one.", rich_markup_mode=None)
 lut_app = typer.Typer(help="Cost tables: build, import, check against a space, compare.", rich_markup_mode=None)
@@ -64,11 +64,12 @@ def build(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="host: threads of the compiled code.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="host: counted runs of every layer.")] = 20,
+    ray: RayOption = None,
 ) -> None:
     """Build the cost table of every layer of a space."""
     from apq_deploy.tables import build_model_table
 
-    print(build_model_table(hardware, output, space, subset, threads, repeats))
+    print(build_model_table(hardware, output, space, subset, threads, repeats, ray))
 
 
 @lut_app.command("import")
