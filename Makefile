@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench results fuzz endurance clean
+.PHONY: demo test test-ray lint bench results fuzz endurance clean
 
 demo: .venv/ready
 	$(BIN)/apq-deploy search --latency-ms 0.05 --run apq-run
@@ -26,6 +26,11 @@ bench: .venv/ready
 DATA ?= data
 results: .venv/ready
 	$(BIN)/python -m benchmarks.paper --data $(DATA)
+
+# The tests of `--ray`, which `make test` skips: Ray is 80 MB.
+test-ray: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/test_ray.py
 
 # The tests' own checks on damaged files and kills, for longer.
 MINUTES ?= 10
