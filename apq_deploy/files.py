@@ -148,8 +148,13 @@ def load_arrays(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
 
 
 def check_size(path: Path, limit_bytes: int) -> None:
-    """Raises: UserError for a file that is larger, before any of it is read; OSError where there is none."""
-    if path.stat().st_size > limit_bytes:
+    """Raises: UserError for a file that is larger, before any of it is read, or that may not be read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if size > limit_bytes:
         raise UserError(f"cannot read {path}: larger than the {limit_bytes} bytes that are read of such a file")
 
 
