@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
 from types import TracebackType
 from typing import Any, Self
@@ -144,28 +143,6 @@ class _Pool(ProcessPoolExecutor):
 
 def _pool() -> _Pool:
     return _Pool(1, get_context("spawn"), initializer=_follow_driver)
-
-
-@contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes, all gone when the block ends, or the driver does, however that happens.
-
-    Raises: UserError if a worker was killed.
-    """
-    pool = _Pool(workers, get_context("spawn"), initializer=_follow_driver)
-    try:
-        yield pool
-    except BaseException as error:
-        for worker in active_children():
-            worker.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory; what was finished is kept, the same command "
-                "goes on from there, also with fewer --workers"
-            ) from None
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _follow_driver() -> None:
