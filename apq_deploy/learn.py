@@ -14,7 +14,8 @@ import torch
 from apq_deploy.errors import UserError
 from apq_deploy.model import ModelFolder, Samples
 from apq_deploy.predictor.collect import CollectSettings, collect
-from apq_deploy.predictor.fit import FEWEST_POINTS, FitSettings, fit_float, fit_quantized, score
+from apq_deploy.predictor.fit import FEWEST_POINTS, FitSettings, fit_correction, fit_float, fit_quantized, score
+from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import GROUP, HELD_OUT_EVERY, KINDS, Kind, Points, PointStore
 from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
@@ -113,12 +114,19 @@ def collect_model(
 
 
 def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) -> dict[str, dict[str, float]]:
-    """Scores of every predictor on held-out points; the full-precision and the transferred one are in `folder`."""
+    """Scores of every predictor on held-out points; the full-precision and the transferred one are in `folder`.
+
+    The transferred one is corrected by calibrated points, where there are enough, and then by quantized ones. Beside it
+    stand the paper's transfer, no transfer, and the full-precision predictor alone.
+
+    Raises: UserError if there are too few points of a kind.
+    """
     store = PointStore(folder.points, space)
-    float_points, quantized_points = store.points("float"), store.points("quantized")
+    float_points, quantized_points, calibrated_points = (store.points(kind) for kind in KINDS)
     store.close()
     cheap, cheap_out = _parts(float_points)
     dear, dear_out = _parts(quantized_points)
+    middle, _ = _parts(calibrated_points)
     for kind, held_out, found in (("full-precision", cheap_out, cheap), ("quantized", dear_out, dear)):
         if len(held_out) < FEWEST_HELD_OUT:
             raise UserError(
@@ -126,23 +134,32 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
                 f"collect at least {FEWEST_POINTS} full-precision and {FEWEST_QUANTIZED} quantized points"
             )
     base = fit_float(space, cheap.genes, cheap.accuracy, settings)
-    transferred = fit_quantized(space, dear.genes, dear.accuracy, settings, base)
-    scratch = fit_quantized(space, dear.genes, dear.accuracy, settings, None)
+    source = base
+    if len(middle) >= FEWEST_POINTS:
+        source = fit_correction(space, middle.genes, middle.accuracy, base)
+    transferred = fit_correction(space, dear.genes, dear.accuracy, source)
+
+    def trained(start: Predictor | None) -> Predictor:
+        return fit_quantized(space, dear.genes, dear.accuracy, settings, start)
+
+    features = space.encode(dear_out.genes)
     architecture = space.architecture_features
+    predictions = {
+        "quantized, transferred": transferred(features),
+        "quantized, transferred as in the paper": trained(base)(features),
+        "quantized, from scratch": trained(None)(features),
+        "quantized, full-precision predictor alone": base(features[:, architecture]),
+    }
     scores = {
         "full precision": score(base(space.encode(cheap_out.genes)[:, architecture]), cheap_out.accuracy),
-        "quantized, transferred": score(transferred(space.encode(dear_out.genes)), dear_out.accuracy),
-        "quantized, from scratch": score(scratch(space.encode(dear_out.genes)), dear_out.accuracy),
-        "quantized, full-precision predictor alone": score(
-            base(space.encode(dear_out.genes)[:, architecture]), dear_out.accuracy
-        ),
+        **{name: score(predicted, dear_out.accuracy) for name, predicted in predictions.items()},
     }
     replace(base, metrics=scores["full precision"]).save(folder.float_predictor)
     replace(transferred, metrics=scores["quantized, transferred"]).save(folder.predictor)
     facts = {
         "command": _command_line(),
         "settings": asdict(settings),
-        "trained_on": {"float": len(cheap), "quantized": len(dear)},
+        "trained_on": {"float": len(cheap), "calibrated": len(middle), "quantized": len(dear)},
         "held_out_scores": scores,
     }
     folder.record(space, "fit", facts)

@@ -40,12 +40,13 @@ HARDWARE = "bitfusion"
 # Of the final budget: ProxylessNAS has 13.14 ms, pruned by AMC 9.77 ms, quantized by HAQ 8.45 ms. Source: APQ, table 2.
 ARCHITECTURE_SHARE, WIDTH_SHARE = 13.14 / 8.45, 9.77 / 8.45
 NETWORKS = ("largest", "middle", "smallest")
+CORRECTED, UNTRANSFERRED = "joint, corrected predictor", "joint without transfer"
 
 
 def methods(arm: str) -> list[str]:
     """What is compared, by name."""
     uniform = [f"uniform {bits} bit" for bits in reversed(ARMS[arm])]
-    return ["joint", "joint without transfer", "staged", *(f"bits of the {name}" for name in NETWORKS), *uniform]
+    return ["joint", CORRECTED, UNTRANSFERRED, "staged", *(f"bits of the {name}" for name in NETWORKS), *uniform]
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
@@ -84,16 +85,17 @@ def limit(plan: Plan, arm: str, metric: Metric, share: float) -> float:
 
 
 @cache
-def predictor_of(plan: Plan, arm: str, transferred: bool) -> Predictor:
-    """The predictor of an arm, transferred or fitted to its quantized points alone."""
+def predictor_of(plan: Plan, arm: str, method: str) -> Predictor:
+    """The predictor that a method searches by: the paper's transfer but for the two whose names say otherwise."""
     space, model = plan.space(arm), plan.model(arm)
-    if transferred:
+    if method == CORRECTED:
         return Predictor.load(model.predictor, space)
     store = PointStore(model.points, space)
     points = store.points("quantized")
     store.close()
     used = ~points.held_out
-    return fit_quantized(space, points.genes[used], points.accuracy[used], FitSettings(seed=plan.seed), None)
+    source = None if method == UNTRANSFERRED else Predictor.load(model.float_predictor, space)
+    return fit_quantized(space, points.genes[used], points.accuracy[used], FitSettings(seed=plan.seed), source)
 
 
 def network(space: SearchSpace, name: str) -> Genes:
@@ -107,7 +109,7 @@ def search_one(plan: Plan, key: Key) -> Value:
     """What one method finds within one budget, or that it finds nothing."""
     arm, metric, share, method = str(key[0]), key[1], float(key[2]), str(key[3])
     seed, costs, most = plan.seed, costs_of(plan, arm), limit(plan, arm, metric, float(share))  # type: ignore[arg-type]
-    accuracy = predictor_of(plan, arm, method != "joint without transfer")
+    accuracy = predictor_of(plan, arm, method if method in (CORRECTED, UNTRANSFERRED) else "joint")
     budget = Budget(**{str(metric): most})
     try:
         if method == "staged":

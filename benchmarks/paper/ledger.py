@@ -7,8 +7,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, wait
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 
 from apq_deploy.predictor.collect import KEEP_MEMORY
 from apq_deploy.progress import progress
-from apq_deploy.workers import worker_pool
+from apq_deploy.workers import Processes
 from benchmarks.paper.plan import Plan
 
 Key = tuple[str | int | float, ...]
@@ -59,22 +57,16 @@ class Ledger:
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
             os.environ.update(KEEP_MEMORY)
-            queue, done, workers = iter(missing), 0, workers or plan.workers
-            with progress(stage, len(missing)) as advance, worker_pool(workers) as pool:
-                running = {pool.submit(_timed, task, plan, key) for key in islice(queue, 2 * workers)}
-                while running:
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        key, value, cpu_seconds = future.result()
-                        self.add(stage, key, value, cpu_seconds)
-                        done += 1
-                        advance(done, " ".join(map(str, key)))
-                        running |= {pool.submit(_timed, task, plan, key) for key in islice(queue, 1)}
+            with progress(stage, len(missing)) as advance, Processes(workers or plan.workers) as processes:
+                tasks = ((task, plan, key) for key in missing)
+                for done, ((_, _, key), (value, cpu_seconds)) in enumerate(processes.results(_timed, tasks), 1):
+                    self.add(stage, key, value, cpu_seconds)
+                    advance(done, " ".join(map(str, key)))
         return self.of(stage)
 
 
-def _timed(task: Task, plan: Plan, key: Key) -> tuple[Key, Value, float]:
+def _timed(task: Task, plan: Plan, key: Key) -> tuple[Value, float]:
     torch.set_num_threads(1)
     started = time.process_time()
     value = task(plan, key)
-    return key, value, time.process_time() - started
+    return value, time.process_time() - started

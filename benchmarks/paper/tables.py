@@ -14,7 +14,7 @@ from apq_deploy.predictor.store import KINDS, Kind, Points, PointStore
 from apq_deploy.search.budget import metric_words, unit
 from apq_deploy.search.costs import Metric
 from apq_deploy.supernet.train import PHASES
-from benchmarks.paper.joint import LIMITED, limit, methods
+from benchmarks.paper.joint import CORRECTED, LIMITED, UNTRANSFERRED, limit, methods
 from benchmarks.paper.ledger import Ledger, Value
 from benchmarks.paper.plan import ARMS, MAIN, Plan
 from benchmarks.paper.points import repeated
@@ -26,9 +26,9 @@ PREDICTORS = (
     "ridge",
     "full precision alone",
     "transferred",
+    "corrected",
     "calibrated alone",
-    "by calibrated points",
-    "ensemble",
+    "corrected twice",
 )
 
 
@@ -159,8 +159,9 @@ def transfer(plan: Plan, ledger: Ledger) -> Section:
         for name, other in (
             ("transferred", "scratch"),
             ("transferred", "full precision alone"),
-            ("by calibrated points", "transferred"),
-            ("ensemble", "transferred"),
+            ("corrected", "transferred"),
+            ("corrected twice", "transferred"),
+            ("corrected twice", "ridge"),
         ):
             each = [
                 [
@@ -267,7 +268,7 @@ def predicted(plan: Plan, ledger: Ledger) -> Section:
         pairs = {
             tuple(f.value["genome"]): (100 * f.value["predicted"], float(np.mean(f.percent)))
             for f in searched(plan, ledger)
-            if f.arm == arm and f.percent and f.method != "joint without transfer"
+            if f.arm == arm and f.percent and f.method not in (CORRECTED, UNTRANSFERRED)
         }
         x, y = np.array(list(pairs.values())).T
         error = x - y

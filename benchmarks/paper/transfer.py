@@ -1,27 +1,23 @@
 """What transfer gains: the ranking of held-out quantized networks against the number of points that were paid for.
 
 Source: APQ (CVPR 2020), figure 7. Beside the paper's two curves stand ridge regression and the full-precision predictor
-that never sees the bits; and two additions: calibrated points as a middle step, and an ensemble.
+that never sees the bits; and two additions: a linear correction in place of training, and one by calibrated points before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_deploy.predictor.fit import FitSettings, fit_float, fit_quantized, score
+from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized, score
 from apq_deploy.predictor.model import Predictor
+from apq_deploy.predictor.ridge import ridge
 from apq_deploy.predictor.store import GROUP, Points, PointStore
 from apq_deploy.space import SearchSpace
 from benchmarks.paper.ledger import Key, Ledger, Value
 from benchmarks.paper.plan import ARMS, QUANTIZED_POINTS, Plan
-
-ENSEMBLE = 5
-RIDGE = tuple(10.0**power for power in range(-2, 4))
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
@@ -59,7 +55,7 @@ def _calibrated_predictor(plan: Plan, arm: str, split: int) -> Predictor:
     space, _, _, calibrated = _points(plan, arm)
     _, pool = split_points(plan, calibrated, split)
     base = _float_predictor(plan, arm)
-    return fit_quantized(space, calibrated.genes[pool], calibrated.accuracy[pool], FitSettings(seed=plan.seed), base)
+    return fit_correction(space, calibrated.genes[pool], calibrated.accuracy[pool], base)
 
 
 def split_points(plan: Plan, points: Points, split: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -80,33 +76,14 @@ def measure(plan: Plan, key: Key) -> Value:
     tested, truth = space.encode(points.genes[held_out]), points.accuracy[held_out]
     base, settings = _float_predictor(plan, arm), FitSettings(seed=plan.seed)
     middle = _calibrated_predictor(plan, arm, split)
-
-    def quantized(source: Predictor | None, seed: int = plan.seed) -> Predictor:
-        return fit_quantized(space, points.genes[used], y, replace(settings, seed=seed), source)
-
-    by_middle = [quantized(middle, seed)(tested) for seed in range(plan.seed, plan.seed + ENSEMBLE)]
+    slope, intercept = ridge(x, y)
     predicted = {
-        "transferred": quantized(base)(tested),
-        "scratch": quantized(None)(tested),
-        "ridge": ridge(x, y)(tested),
+        "scratch": fit_quantized(space, points.genes[used], y, settings, None)(tested),
+        "ridge": tested @ slope + intercept,
         "full precision alone": base(tested[:, space.architecture_features]),
+        "transferred": fit_quantized(space, points.genes[used], y, settings, base)(tested),
+        "corrected": fit_correction(space, points.genes[used], y, base)(tested),
         "calibrated alone": middle(tested),
-        "by calibrated points": by_middle[0],
-        "ensemble": np.mean(by_middle, axis=0),
+        "corrected twice": fit_correction(space, points.genes[used], y, middle)(tested),
     }
     return {"held_out": len(held_out), "scores": {name: score(values, truth) for name, values in predicted.items()}}
-
-
-def ridge(x: NDArray[np.float32], y: NDArray[np.float64]) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
-    """Ridge regression on features (n, n_features), its penalty by leave-one-out error."""
-    mean, centre = y.mean(), x.mean(axis=0)
-    u, s, vt = np.linalg.svd(x - centre, full_matrices=False)
-    errors, weights = [], []
-    for penalty in RIDGE:
-        shrunk = s**2 / (s**2 + penalty)
-        leverage = (u**2 * shrunk).sum(axis=1) + 1 / len(y)
-        residual = (y - mean) - u @ (shrunk * (u.T @ (y - mean)))
-        errors.append(float(((residual / (1 - leverage)) ** 2).mean()))
-        weights.append(vt.T @ (shrunk / s.clip(1e-9) * (u.T @ (y - mean))))
-    best = weights[int(np.argmin(errors))]
-    return lambda tested: (tested - centre) @ best + mean
