@@ -1,7 +1,8 @@
 """What transfer gains: the ranking of held-out quantized networks against the number of points that were paid for.
 
 Source: APQ (CVPR 2020), figure 7. Beside the paper's two curves stand ridge regression and the full-precision predictor
-that never sees the bits; and two additions: a linear correction in place of training, and one by calibrated points before.
+that never sees the bits; and two additions: a linear correction in place of training, and a first one by calibrated
+points.
 """
 
 from __future__ import annotations
