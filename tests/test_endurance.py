@@ -1,4 +1,4 @@
-"""Kills, interrupts and two runs at once: nothing is lost, doubled, half-written or left running."""
+"""Kills: nothing is lost, doubled or another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def test_training_and_collection_survive_kills(place: Place) -> None:
     """The short form of `make endurance`."""
     log = killed_training(place, 2, 1, (40, 20, 20, 40))
     assert "weights equal" in log[-1]
-    log += killed_collection(place, 2, 1, (12, 6), workers=1)
+    log += killed_collection(place, 1, 2, (12, 6), workers=1)
     assert "none lost" in log[-1]
     print("\n".join(log))

@@ -130,8 +130,10 @@ def test_a_folder_that_cannot_be_written(place: Place, target: Path) -> None:
     shutil.copytree(place.path / "model", target / "model")
     for folder in (target / "run", target / "model", target):
         folder.chmod(0o555)
-    done = elsewhere(place.path, writers("target"), *without_privileges())
-    refused(done, "ermission", "unable to open")
+    commands = [
+        each for each in writers("target") if each[0] not in ("export", "compile", "train")
+    ]  # as on a full disk
+    refused(elsewhere(place.path, commands, *without_privileges()), "ermission", "unable to open")
 
 
 def test_files_that_may_not_be_read(place: Place, target: Path) -> None:
