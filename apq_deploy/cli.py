@@ -14,6 +14,10 @@ SIGNALLED = 128
 """Added to a signal's number in the exit code of a command that it ended: 130 for an interrupt, 143 for SIGTERM."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Not KeyboardInterrupt itself: after one that passed through `exec`, Python ends by SIGINT, whatever the code."""
+
+
 def main() -> None:
     """Run the command line; every user's mistake is one line on stderr, and so is an interrupt."""
     # Threads of torch that wait for each other should not take the processor from those that work.
@@ -25,7 +29,7 @@ def main() -> None:
         received.append(signum)
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
-        raise KeyboardInterrupt
+        raise Interrupted
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)

@@ -253,6 +253,7 @@ def listens(process: int) -> bool:
 def test_an_interrupt_leaves_what_was_there(place: Place, signum: int, delay: float) -> None:
     """Whenever it comes once the command line is there; earlier, Python alone answers."""
     run = place.path / "interrupted"
+    shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(place.path / "run", run)
     before = (run / "search.json").read_bytes()
     process = subprocess.Popen(
@@ -272,7 +273,18 @@ def test_an_interrupt_leaves_what_was_there(place: Place, signum: int, delay: fl
     assert errors.count("\n") == 1, errors
     assert sorted(path.name for path in run.iterdir()) == ["search.json"]
     assert (run / "search.json").read_bytes() == before
-    shutil.rmtree(run)
+
+
+def test_an_interrupt_within_exec_keeps_the_exit_code(tmp_path: Path) -> None:
+    """Dataclasses are made by `exec`, and Python ends by SIGINT after a KeyboardInterrupt that came through one."""
+    (tmp_path / "within.py").write_text(
+        "import os, signal\n"
+        "from apq_deploy import cli\n"
+        "cli._run = lambda: exec('os.kill(os.getpid(), signal.SIGTERM)')\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "within"], cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 # Two at once -----------------------------------------------------------------------------------------------------
