@@ -29,11 +29,18 @@ def train(
     width_steps: Annotated[int, typer.Option(help="Steps with elastic widths as well.")] = 2400,
     batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak rate on the largest network.")] = 4e-3,
+    shrinking: Annotated[
+        bool,
+        typer.Option(
+            "--shrinking/--plain",
+            help="Progressive shrinking, or subnets of the whole space from the first step on, for as many steps.",
+        ),
+    ] = True,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a supernet by progressive shrinking; goes on where it was stopped. On more processes with torchrun."""
+    """Train a supernet; goes on where it was stopped. On more processes with torchrun."""
     from contextlib import nullcontext
 
     from apq_deploy.files import locked
@@ -54,6 +61,7 @@ def train(
         batch_size,
         learning_rate=learning_rate,
         shrinking_learning_rate=learning_rate / 2,
+        shrinking=shrinking,
         seed=seed,
     )
     ranks = Ranks.of_torchrun()

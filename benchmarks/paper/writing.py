@@ -23,8 +23,9 @@ from benchmarks.paper.statistics import Mean
 
 DOCS = Path("docs")
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31")
-MARKERS = "osD^vP*Xd"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31",
+           "#332288")  # fmt: skip
+MARKERS = "osD^vP*Xd<"
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
