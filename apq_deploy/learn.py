@@ -1,10 +1,10 @@
-"""The three steps that make a model folder: train the supernet, collect points, fit the predictors."""
+"""The steps that make a model folder: train the supernet, collect points, fit the predictors, refine them."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ import torch
 
 from apq_deploy.errors import UserError
 from apq_deploy.model import ModelFolder, Samples
+from apq_deploy.predictor.choose import choose
 from apq_deploy.predictor.collect import CollectSettings, collect
-from apq_deploy.predictor.fit import FEWEST_POINTS, FitSettings, fit_correction, fit_float, fit_quantized, score
+from apq_deploy.predictor.fit import (
+    FEWEST_POINTS,
+    FitSettings,
+    fit_correction,
+    fit_float,
+    fit_quantized,
+    mean_of,
+    score,
+)
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import GROUP, HELD_OUT_EVERY, KINDS, Kind, Points, PointStore
 from apq_deploy.progress import cpu_seconds
+from apq_deploy.search.costs import SpaceCosts
 from apq_deploy.space import SearchSpace
 from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, spread, whole
 from apq_deploy.supernet.measure import measure_supernet
@@ -116,13 +126,15 @@ def collect_model(
 def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) -> dict[str, dict[str, float]]:
     """Scores of every predictor on held-out points; the full-precision and the transferred one are in `folder`.
 
-    The transferred one is corrected by calibrated points, where there are enough, and then by quantized ones. Beside it
-    stand the paper's transfer, no transfer, and the full-precision predictor alone.
+    The transferred one is corrected by calibrated points, where there are enough, then by quantized and chosen ones;
+    its mean with one from scratch is kept. Beside it stand the paper's transfer, no transfer, and the full-precision
+    predictor alone.
 
     Raises: UserError if there are too few points of a kind.
     """
+    used_before = cpu_seconds()
     store = PointStore(folder.points, space)
-    float_points, quantized_points, calibrated_points = (store.points(kind) for kind in KINDS)
+    float_points, quantized_points, calibrated_points, chosen_points = (store.points(kind) for kind in KINDS)
     store.close()
     cheap, cheap_out = _parts(float_points)
     dear, dear_out = _parts(quantized_points)
@@ -133,21 +145,21 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
                 f"expected some {kind} points that are held out from fitting, got {len(held_out)} beside {len(found)}; "
                 f"collect at least {FEWEST_POINTS} full-precision and {FEWEST_QUANTIZED} quantized points"
             )
+    genes = np.concatenate([dear.genes, chosen_points.genes])
+    accuracy = np.concatenate([dear.accuracy, chosen_points.accuracy])
     base = fit_float(space, cheap.genes, cheap.accuracy, settings)
     source = base
     if len(middle) >= FEWEST_POINTS:
         source = fit_correction(space, middle.genes, middle.accuracy, base)
-    transferred = fit_correction(space, dear.genes, dear.accuracy, source)
-
-    def trained(start: Predictor | None) -> Predictor:
-        return fit_quantized(space, dear.genes, dear.accuracy, settings, start)
-
+    scratch = fit_quantized(space, genes, accuracy, settings, None)
+    transferred = mean_of(fit_correction(space, genes, accuracy, source), scratch)
+    as_in_the_paper = fit_quantized(space, genes, accuracy, settings, base)
     features = space.encode(dear_out.genes)
     architecture = space.architecture_features
     predictions = {
         "quantized, transferred": transferred(features),
-        "quantized, transferred as in the paper": trained(base)(features),
-        "quantized, from scratch": trained(None)(features),
+        "quantized, transferred as in the paper": as_in_the_paper(features),
+        "quantized, from scratch": scratch(features),
         "quantized, full-precision predictor alone": base(features[:, architecture]),
     }
     scores = {
@@ -159,11 +171,75 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
     facts = {
         "command": _command_line(),
         "settings": asdict(settings),
-        "trained_on": {"float": len(cheap), "calibrated": len(middle), "quantized": len(dear)},
+        "trained_on": {
+            "float": len(cheap),
+            "calibrated": len(middle),
+            "quantized": len(dear),
+            "chosen": len(chosen_points),
+        },
         "held_out_scores": scores,
     }
-    folder.record(space, "fit", facts)
+    folder.record(space, "fit", facts, -used_before)
     return scores
+
+
+def refine_model(
+    costs: SpaceCosts,
+    data: Path,
+    folder: ModelFolder,
+    settings: FitSettings,
+    points: int,
+    rounds: int,
+    workers: Workers,
+    device: str = "cpu",
+) -> list[dict[str, float]]:
+    """What each round found, of at least `rounds`; its points and the predictor fitted to them too are in `folder`.
+
+    A round measures `points` networks that a search would choose by now on the hardware of `costs`, and fits anew. It
+    tells what was predicted of them before and what was measured. Rounds that `folder` has had already count, and one
+    that was stopped goes on.
+
+    Raises: UserError if there are no points to begin with, or the data are others than those of `collect`.
+    """
+    if points < 1 or rounds < 1:
+        raise UserError(f"expected at least one point and one round, got {points} and {rounds}")
+    if isinstance(workers, Processes):
+        check_device(device)
+    space, splits = costs.space, load_data(costs.space, data)
+    collected, chosen = _collected(folder, space)
+    told: list[dict[str, float]] = folder.recorded("refine").get("by_round", [])
+    for number in range(len(told), rounds):
+        first = int(sum(each["points"] for each in told))
+        if len(chosen) == first:
+            fit_model(space, folder, settings)
+        predictor = Predictor.load(folder.predictor, space)
+        genes = choose(costs, predictor, points, chosen.genes[:first], seed=number)
+        numbered = dict(enumerate(genes, start=first))
+        collect(space, folder.supernet, data, folder.points, {}, collected, workers, device, numbered).close()
+        _, chosen = _collected(folder, space)
+        predicted, measured = predictor(space.encode(chosen.genes[first:])), chosen.accuracy[first:]
+        facts = {
+            "points": len(measured),
+            "predicted_percent": 100 * float(predicted.mean()),
+            "measured_percent": 100 * float(measured.mean()),
+            "mean_absolute_error_points": 100 * float(np.abs(predicted - measured).mean()),
+        }
+        told = [*told, facts]
+        record = {**_command(splits), "settings": asdict(collected), "hardware": costs.hardware, "by_round": told}
+        folder.record(space, "refine", record, workers.elsewhere_s)
+    fit_model(space, folder, settings)
+    return told
+
+
+def _collected(folder: ModelFolder, space: SearchSpace) -> tuple[CollectSettings, Points]:
+    """How the points of a folder were collected, and the chosen ones among them."""
+    store = PointStore(folder.points, space)
+    found = store.points("chosen")
+    store.close()
+    try:
+        return CollectSettings(**{field.name: store.settings[field.name] for field in fields(CollectSettings)}), found
+    except KeyError as error:
+        raise UserError(f"{folder.points} does not say with which {error} it was collected; collect anew") from None
 
 
 def _parts(points: Points) -> tuple[Points, Points]:

@@ -97,7 +97,7 @@ class ModelFolder:
     def record(self, space: SearchSpace, step: str, facts: dict[str, Any], elsewhere_s: float = 0.0) -> None:
         """Note in the provenance file how `step` was done; what it says of other steps stays.
 
-        elsewhere_s: processor time of processes that this one did not start.
+        elsewhere_s: processor time of processes that this one did not start, less its own that another step took.
         """
         data: dict[str, Any] = {"schema": PROVENANCE_SCHEMA, "space": space.name, "steps": {}}
         if self.provenance.exists():
@@ -109,6 +109,12 @@ class ModelFolder:
             "versions": versions("numpy", "torch", "torchvision"),
         }
         write_json(self.provenance, data)
+
+    def recorded(self, step: str) -> dict[str, Any]:
+        """What `record` noted of a step last; nothing if it was not done."""
+        if not self.provenance.exists():
+            return {}
+        return read_json(self.provenance, PROVENANCE_SCHEMA)["steps"].get(step, {})
 
 
 def samples_for(space_name: str | None, shape: tuple[int, ...]) -> Samples | None:

@@ -329,7 +329,9 @@ class SearchSpace:
         """The same subnets with every inactive gene set to 0, so that equal subnets are equal rows."""
         depth, blocks = self.split(genes)
         kept = blocks * self.active(genes)[..., None]
-        return np.concatenate([depth, kept.reshape(len(genes), -1)], axis=1).astype(np.int8)
+        return np.concatenate([depth, kept.reshape(len(genes), self.n_blocks * GENES_PER_BLOCK)], axis=1).astype(
+            np.int8
+        )
 
     def encode(self, genes: Genes) -> NDArray[np.float32]:
         """One-hot features, (n, n_features); the blocks concatenated, a skipped block all zeros."""

@@ -94,10 +94,11 @@ class Processes(Workers):
     def __init__(self, n: int) -> None:
         if n < 1:
             raise UserError(f"expected at least one worker, got {n}")
-        self._pools = [_pool() for _ in range(n)]
-        self._running: list[list[Future[Any]]] = [[] for _ in range(n)]
+        self._n = n
 
     def __enter__(self) -> Self:
+        self._pools = [_pool() for _ in range(self._n)]
+        self._running: list[list[Future[Any]]] = [[] for _ in range(self._n)]
         return self
 
     def __exit__(

@@ -64,9 +64,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = random_network(np.random.default_rng(1), size=10)
     write_onnx(net, folder / "model.onnx")
     save_supernet(Supernet(tiny), folder / "tiny.safetensors")
-    widths = ((8, tiny.n_features), (1, 8))
+    widths = ((1, 8, tiny.n_features), (1, 1, 8))
     weights = tuple(np.zeros(shape, np.float32) for shape in widths)
-    biases = tuple(np.zeros(shape[0], np.float32) for shape in widths)
+    biases = tuple(np.zeros(shape[:2], np.float32) for shape in widths)
     Predictor("tiny", weights, biases, 0.5, 0.1, True).save(folder / "tiny-predictor.safetensors")
     store = PointStore(folder / "tiny.sqlite", tiny, {"seed": 0})
     store.add("float", 0, planned_genome(tiny, "float", 0, 0), 0.5, 1.0)
@@ -311,7 +311,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("pick", "--run", "newfront"), ("apq-deploy/front/9",)),
     # models
     ((*SEARCH, "predictor-onnx"), ("not a complete safetensors file",)),
-    ((*SEARCH, "predictor-supernet"), ("apq-deploy/predictor/1", "apq-deploy/supernet/1")),
+    ((*SEARCH, "predictor-supernet"), ("apq-deploy/predictor/2", "apq-deploy/supernet/1")),
     ((*SEARCH, "predictor-tiny"), ("'tiny'", "expected 'fashion'")),
     ((*SEARCH, "predictor-new"), ("apq-deploy/predictor/9",)),
     ((*SEARCH, "predictor-garbled"), ("fit it again",)),
@@ -332,6 +332,8 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((*TRAIN, "training-onnx"), ("not a complete safetensors file",)),
     ((*TRAIN, "training-supernet"), ("not a checkpoint",)),
     (("collect", *TRAIN[1:], "collecting"), ("another", "use another folder")),
+    (("refine", *TRAIN[1:], "collecting"), ("does not say with which", "collect anew")),
+    (("refine", *TRAIN[1:], "new"), ("there are no points at new/points.sqlite", "apq-deploy collect")),
 ]
 
 

@@ -14,7 +14,7 @@ from apq_deploy import SearchSpace, UserError
 from apq_deploy.learn import fit_model
 from apq_deploy.model import ModelFolder
 from apq_deploy.predictor.collect import CollectSettings, Laboratory
-from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized, score
+from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized, mean_of, score
 from apq_deploy.predictor.model import Predictor, kendall_tau, pairwise_accuracy
 from apq_deploy.predictor.ridge import PENALTIES, ridge
 from apq_deploy.predictor.store import GROUP, PointStore, is_held_out, planned_genome
@@ -112,6 +112,22 @@ def test_a_correction_ranks_better_than_the_networks_transfer() -> None:
     assert found[0] > found[1]
 
 
+def test_the_mean_of_predictors_is_that_of_their_predictions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    genes, other = FASHION.sample(60, rng), FASHION.sample(30, rng)
+    base = fit_float(FASHION, genes, truth(genes, False), QUICK)
+    first = fit_correction(FASHION, genes, truth(genes, True), base)
+    second = fit_quantized(FASHION, genes, 0.5 * truth(genes, True), FitSettings(epochs=5), None)
+    features = FASHION.encode(other)
+    expected = (first(features) + second(features)) / 2
+    found = mean_of(first, second)
+    assert np.abs(found(features) - expected).max() < 1e-5
+    third = (first(features) + 2 * expected) / 3
+    assert np.abs(mean_of(found, first)(features) - third).max() < 1e-5
+    found.save(tmp_path / "p.safetensors")
+    assert np.abs(Predictor.load(tmp_path / "p.safetensors", FASHION)(features) - expected).max() < 5e-4
+
+
 def test_ridge_is_the_best_of_its_penalties_by_leaving_one_out() -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2, (12, 5)).astype(np.float32)
@@ -205,7 +221,8 @@ def test_the_laboratory_measures_the_same_point_alike() -> None:
         ("calibrated", ["calibrated"]),
         ("quantized", ["calibrated", "quantized"]),
     ):
-        first, second = laboratory.measure(kind, 1), laboratory.measure(kind, 1)
+        genome = planned_genome(SMALL, kind, 1, 0)
+        first, second = laboratory.measure(kind, 1, genome), laboratory.measure(kind, 1, genome)
         assert [point.kind for point in first] == measured
         assert [point.accuracy for point in first] == [point.accuracy for point in second]
         assert all(0 <= point.accuracy <= 1 and point.seconds > 0 for point in first)

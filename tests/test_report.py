@@ -49,8 +49,8 @@ def small_predictor(seed: int = 0) -> Predictor:
     def halves(*shape: int) -> np.ndarray:
         return (0.1 * rng.standard_normal(shape)).astype(np.float16).astype(np.float32)
 
-    weights = (halves(16, SPACE.n_features), halves(1, 16))
-    return Predictor(SPACE.name, weights, (halves(16), halves(1)), 0.88, 0.05, True)
+    weights = (halves(1, 16, SPACE.n_features), halves(1, 1, 16))
+    return Predictor(SPACE.name, weights, (halves(1, 16), halves(1, 1)), 0.88, 0.05, True)
 
 
 def export_record(result: SearchResult) -> dict[str, Any]:

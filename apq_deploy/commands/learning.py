@@ -1,15 +1,16 @@
-"""Commands that make a model: train, collect, fit."""
+"""Commands that make a model: train, collect, fit, refine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apq_deploy.commands.options import (
     DataOption,
     DeviceOption,
+    HardwareOption,
     JsonOption,
     ModelOption,
     RayOption,
@@ -17,6 +18,9 @@ from apq_deploy.commands.options import (
     SpaceOption,
     show,
 )
+
+if TYPE_CHECKING:
+    from apq_deploy.workers import Workers
 
 
 def train(
@@ -93,20 +97,18 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the predictor's points; goes on where it was stopped."""
-    from apq_deploy.cluster import RayWorkers
     from apq_deploy.files import locked
     from apq_deploy.learn import collect_model
     from apq_deploy.model import ModelFolder
     from apq_deploy.predictor.collect import CollectSettings
     from apq_deploy.space import SearchSpace
     from apq_deploy.text import table
-    from apq_deploy.workers import Processes
 
     chosen = SearchSpace.load(space)
     folder = ModelFolder(_own_folder(chosen.name, model))
     settings = CollectSettings(finetune_steps, held_out_images=held_out_images, seed=seed)
     counts = {"float": float_points, "quantized": quantized_points, "calibrated": calibrated_points}
-    who = Processes(workers) if ray is None else RayWorkers(ray, workers, gpu=device != "cpu")
+    who = _workers(workers, ray, device)
     with locked(folder.path, wait=False):
         summary = collect_model(chosen, data, folder, counts, settings, who, device)  # type: ignore[arg-type]
     rows = [
@@ -146,6 +148,50 @@ def fit(
         for name, s in scores.items()
     ]
     show(scores, table(rows, ("predictor", "held-out points", "pairwise", "tau", "error, points")), as_json)
+
+
+def refine(
+    data: DataOption,
+    space: SpaceOption = "fashion",
+    model: ModelOption = None,
+    hardware: HardwareOption = "bitfusion",
+    points: Annotated[int, typer.Option(help="Points of a round.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds in all, those of earlier calls among them.")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes that measure at the same time.")] = 1,
+    ray: RayOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a search would choose, and fit anew, in rounds; goes on where it was stopped."""
+    from apq_deploy.files import locked
+    from apq_deploy.learn import refine_model
+    from apq_deploy.model import ModelFolder
+    from apq_deploy.predictor.fit import FitSettings
+    from apq_deploy.search import SpaceCosts
+    from apq_deploy.space import SearchSpace
+    from apq_deploy.text import table
+    from hwmodels import load_hardware
+
+    chosen = SearchSpace.load(space)
+    folder = ModelFolder(_own_folder(chosen.name, model))
+    costs = SpaceCosts.from_hardware(chosen, load_hardware(hardware))
+    who = _workers(workers, ray, device)
+    with locked(folder.path, wait=False):
+        told = refine_model(costs, data, folder, FitSettings(seed=seed), points, rounds, who, device)
+    rows = [
+        (str(number), str(each["points"]), *(f"{value:.2f}" for name, value in each.items() if name != "points"))
+        for number, each in enumerate(told, start=1)
+    ]
+    show(told, table(rows, ("round", "points", "predicted %", "measured %", "mean error, points")), as_json)
+
+
+def _workers(workers: int, ray: str | None, device: str) -> Workers:
+    """Who measures the points: processes of this machine, or those of a Ray cluster."""
+    from apq_deploy.cluster import RayWorkers
+    from apq_deploy.workers import Processes
+
+    return Processes(workers) if ray is None else RayWorkers(ray, workers, gpu=device != "cpu")
 
 
 def _own_folder(space: str, model: Path | None) -> Path:

@@ -36,6 +36,7 @@ for command in (
     learning.train,
     learning.collect,
     learning.fit,
+    learning.refine,
 ):
     app.command()(command)
 app.command("compile")(exporting.compile_library)

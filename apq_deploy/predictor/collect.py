@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
-from apq_deploy.predictor.store import KINDS, Kind, PointStore, planned_genome
+from apq_deploy.predictor.store import PLANNED, Kind, PointStore, planned_genome
 from apq_deploy.progress import progress
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.finetune import FinetuneSettings, finetune
@@ -85,10 +86,9 @@ class Laboratory:
         """Accuracy on the held-out images."""
         return accuracy(network, self.held_out.pixels, self.held_out.classes)
 
-    def measure(self, kind: Kind, number: int) -> list[Measured]:
-        """One planned point; with a quantized one comes its calibrated one, which is on the way to it."""
+    def measure(self, kind: Kind, number: int, genome: Genes) -> list[Measured]:
+        """One point, its genome (n_genes,); with a quantized one comes the calibrated one on the way to it."""
         started = time.perf_counter()
-        genome = planned_genome(self.network.space, kind, number, self.settings.seed)
         subnet = self.subnet(self.network.space.decode(genome))
 
         def measured(kind: Kind, network: nn.Module, before: float = 0.0) -> Measured:
@@ -101,12 +101,12 @@ class Laboratory:
         calibrate(network, [self.calibration[0][:CLIP_IMAGES]])
         reestimate_batch_norm(network, self.calibration)
         evaluated = time.perf_counter()
-        points = [measured("calibrated", network)]
+        points = [] if kind == "chosen" else [measured("calibrated", network)]
         evaluated = time.perf_counter() - evaluated
-        if kind == "quantized":
+        if kind != "calibrated":
             settings = FinetuneSettings(self.settings.finetune_steps, self.settings.batch_size, seed=number)
             self.finetune(network, subnet, settings)
-            points.append(measured("quantized", network, evaluated))
+            points.append(measured(kind, network, evaluated))
         return points
 
     def finetune(self, network: QuantizedSubnet, teacher: Subnet, settings: FinetuneSettings) -> None:
@@ -133,15 +133,11 @@ def _laboratory(space: SearchSpace, supernet: Path, data: Path, settings: Collec
 _Setup = tuple[SearchSpace, Path, Path, CollectSettings, str]
 
 
-def _measure(setup: _Setup, kind: Kind, number: int) -> list[Measured]:
-    return _laboratory(*setup).measure(kind, number)
-
-
 _Identity = tuple[str, int, int]
 """Hash of the supernet, numbers of training and of held-out images."""
 
 
-def _measure_as(identity: _Identity, setup: _Setup, kind: Kind, number: int) -> list[Measured]:
+def _measure(identity: _Identity, setup: _Setup, kind: Kind, number: int, genome: Genes) -> list[Measured]:
     """A point, where the files that this worker finds by the same paths are the driver's."""
     found = _identity(setup)
     if found != identity:
@@ -149,7 +145,7 @@ def _measure_as(identity: _Identity, setup: _Setup, kind: Kind, number: int) -> 
             f"expected the supernet and the images of the driver on every machine, got others on {platform.node()}: "
             f"{found} where it has {identity}; use a file system that all machines see, or copy both folders"
         )
-    return _measure(setup, kind, number)
+    return _laboratory(*setup).measure(kind, number, genome)
 
 
 @cache
@@ -167,10 +163,12 @@ def collect(
     settings: CollectSettings,
     workers: int | Workers = 1,
     device: str = "cpu",
+    chosen: Mapping[int, Genes] | None = None,
 ) -> PointStore:
     """The store with at least `counts` points of each kind; points that are there already are not measured again.
 
-    workers: who measures; a number means so many processes of this machine. The driver alone writes.
+    workers: who measures; a number means so many processes of this machine. The driver alone writes. chosen: genomes of
+    chosen points by their numbers, which no plan knows.
 
     Raises: UserError for a supernet or data that cannot be used, or a store of another collection.
     """
@@ -179,9 +177,12 @@ def collect(
     digest = weights_sha256(load_supernet(space, supernet))  # a wrong file is an error before anything is written
     splits = load_data(space, data)
     store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
-    wanted: dict[Kind, set[int]] = {kind: set(range(counts.get(kind, 0))) - store.done(kind) for kind in KINDS}
+    genomes = chosen or {}
+    wanted: dict[Kind, set[int]] = {kind: set(range(counts.get(kind, 0))) - store.done(kind) for kind in PLANNED}
     wanted["calibrated"] -= wanted["quantized"]
-    missing: list[tuple[Kind, int]] = [(kind, number) for kind in KINDS for number in sorted(wanted[kind])]
+    planned: list[tuple[Kind, int]] = [(kind, n) for kind in PLANNED for n in sorted(wanted[kind])]
+    missing = [(*point, planned_genome(space, *point, settings.seed)) for point in planned]
+    missing.extend(("chosen", n, genomes[n]) for n in sorted(genomes.keys() - store.done("chosen")))
     if not missing:
         return store
     for name, value in KEEP_MEMORY.items():
@@ -189,9 +190,13 @@ def collect(
     setup: _Setup = (space, supernet.resolve(), data.resolve(), settings, device)
     identity: _Identity = (digest, len(splits.train), min(settings.held_out_images, len(splits.held_out)))
     tasks = [(identity, setup, *point) for point in missing]
-    with progress("collect", len(missing)) as advance, workers:
-        for done, (_, points) in enumerate(workers.results(_measure_as, tasks), start=1):
-            for point in points:
-                store.add(point.kind, point.number, point.genome, point.accuracy, point.seconds)
-            advance(done, f"{points[-1].kind} {100 * points[-1].accuracy:.2f}%")
+    try:
+        with progress("collect", len(missing)) as advance, workers:
+            for done, (_, points) in enumerate(workers.results(_measure, tasks), start=1):
+                for point in points:
+                    store.add(point.kind, point.number, point.genome, point.accuracy, point.seconds)
+                advance(done, f"{points[-1].kind} {100 * points[-1].accuracy:.2f}%")
+    except BaseException:
+        store.close()
+        raise
     return store

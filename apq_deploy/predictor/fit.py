@@ -1,8 +1,9 @@
 """Fitting: a full-precision predictor on cheap points, transferred to quantized networks with few expensive ones.
 
 The paper trains the whole predictor on the expensive points (`fit_quantized`). Training only a linear correction to it
-(`fit_correction`) ranks better by measurement (docs/results.md), in milliseconds, and is what a model is shipped with.
-Source: APQ (CVPR 2020), section 3.2 and figure 4; the correction is an addition.
+(`fit_correction`) ranks better by measurement (docs/results.md), in milliseconds, but is too hopeful of networks far
+from the points, which a search looks for. A network from scratch errs elsewhere: a model is shipped with their mean
+(`mean_of`). Source: APQ (CVPR 2020), section 3.2 and figure 4; the correction and the mean are additions.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def fit_quantized(
         )
     start = _reading_bits(space, source)
     with torch.no_grad():
-        for layer, weight, bias in zip(layers, start.weights, start.biases, strict=True):
+        for layer, (weight,), (bias,) in zip(layers, start.weights, start.biases, strict=True):
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
     rate = settings.transfer_learning_rate
@@ -95,20 +96,20 @@ def _reading_bits(space: SearchSpace, source: Predictor) -> Predictor:
     """The same predictor with the bits among its inputs, at weight zero if they were not."""
     if source.quantized:
         return source
-    first = np.zeros((len(source.weights[0]), space.n_features), np.float32)
-    first[:, space.architecture_features] = source.weights[0]
+    first = np.zeros((*source.biases[0].shape, space.n_features), np.float32)
+    first[..., space.architecture_features] = source.weights[0]
     return replace(source, weights=(first, *source.weights[1:]), quantized=True)
 
 
 def _plus_linear(source: Predictor, slope: NDArray[np.float64], intercept: float) -> Predictor:
-    """`source` plus `slope` @ features + `intercept`, as a predictor of the same form.
+    """`source`, of one network, plus `slope` @ features + `intercept`, as a predictor of the same form.
 
     One more unit in each hidden layer carries the sum on, raised by a whole number that keeps it from ReLU's zero.
     """
     slope = slope / source.std
     raised = float(np.ceil(np.maximum(-slope, 0).sum()))
     weights, biases = [], []
-    for number, (weight, bias) in enumerate(zip(source.weights, source.biases, strict=True)):
+    for number, ((weight,), (bias,)) in enumerate(zip(source.weights, source.biases, strict=True)):
         is_first, is_last = number == 0, number == len(source.weights) - 1
         carried = np.zeros((len(weight), 0 if is_first else 1), np.float32)
         wide = np.concatenate([weight, carried], axis=1)
@@ -119,9 +120,31 @@ def _plus_linear(source: Predictor, slope: NDArray[np.float64], intercept: float
             unit = np.zeros((1, wide.shape[1]), np.float32)
             unit[0] = slope if is_first else np.append(np.zeros(weight.shape[1]), 1.0)
             wide, bias = np.concatenate([wide, unit]), np.append(bias, np.float32(raised if is_first else 0.0))
-        weights.append(wide)
-        biases.append(bias.astype(np.float32))
+        weights.append(wide[None])
+        biases.append(bias[None].astype(np.float32))
     return replace(source, weights=tuple(weights), biases=tuple(biases), mean=source.mean + intercept, metrics={})
+
+
+def mean_of(first: Predictor, second: Predictor) -> Predictor:
+    """The mean of all networks of two predictors of one space; hidden layers are filled up with idle units."""
+    ratio = np.float32(second.std / first.std)
+    weights, biases = list(second.weights), list(second.biases)
+    weights[-1], biases[-1] = weights[-1] * ratio, biases[-1] * ratio
+    joined_weights, joined_biases = [], []
+    n_in = first.weights[0].shape[2]
+    for a, b, a_bias, b_bias in zip(first.weights, weights, first.biases, biases, strict=True):
+        n_out = max(a.shape[1], b.shape[1])
+        joined_weights.append(np.concatenate([_padded(each, n_out, n_in) for each in (a, b)]))
+        joined_biases.append(np.concatenate([_padded(each, n_out) for each in (a_bias, b_bias)]))
+        n_in = n_out
+    shares = np.array([len(first.biases[0]), len(second.biases[0])]) / len(joined_biases[0])
+    mean = float(shares @ (first.mean, second.mean))
+    return replace(first, weights=tuple(joined_weights), biases=tuple(joined_biases), mean=mean, metrics={})
+
+
+def _padded(array: NDArray[np.float32], *shape: int) -> NDArray[np.float32]:
+    """The array of every member with zeros behind, up to `shape`."""
+    return np.pad(array, [(0, 0), *((0, n - had) for n, had in zip(shape, array.shape[1:], strict=True))])
 
 
 def score(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> dict[str, float]:
@@ -178,6 +201,6 @@ def _train(
             loss.backward()
             optimizer.step()
             schedule.step()
-    weights = tuple(layer.weight.detach().numpy().copy() for layer in layers)
-    biases = tuple(layer.bias.detach().numpy().copy() for layer in layers)
+    weights = tuple(layer.weight.detach().numpy()[None].copy() for layer in layers)
+    biases = tuple(layer.bias.detach().numpy()[None].copy() for layer in layers)
     return Predictor(space.name, weights, biases, mean, std, quantized)

@@ -1,9 +1,10 @@
-"""The predictor at work: a small network in NumPy, loaded from safetensors."""
+"""The predictor at work: one small network or the mean of several, in NumPy, loaded from safetensors."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ from apq_deploy.errors import UserError
 from apq_deploy.files import MAX_WEIGHTS_BYTES, atomic, check_size
 from apq_deploy.space import SearchSpace
 
-SCHEMA = "apq-deploy/predictor/1"
+SCHEMA = "apq-deploy/predictor/2"
 HIDDEN = (400, 400, 400)
 """Source: APQ (CVPR 2020), section 4.1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Predicted accuracy in [0, 1] of encoded subnets: hidden layers with ReLU, one output.
+    """Predicted accuracy in [0, 1] of encoded subnets: the mean of networks of hidden layers with ReLU, one output.
 
-    weights: one (n_out, n_in) float32 matrix per layer; biases: one (n_out,) vector per layer. The output is
-    standardised: accuracy = mean + std * output. The first layer reads all features, or the architecture alone.
+    weights: one (members, n_out, n_in) float32 array per layer; biases: one (members, n_out) array per layer. The
+    output is standardised: accuracy = mean + std * output. The first layer reads all features, or the architecture
+    alone.
     """
 
     space: str
@@ -38,10 +40,11 @@ class Predictor:
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Accuracies (n,) of features (n, n_features)."""
-        x = features
+        x = features[None]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = np.maximum(x @ weight.T + bias, 0)
-        return self.mean + self.std * (x @ self.weights[-1].T + self.biases[-1])[:, 0]
+            x = np.maximum(x @ weight.transpose(0, 2, 1) + bias[:, None], 0)
+        outputs = x @ self.weights[-1].transpose(0, 2, 1) + self.biases[-1][:, None]
+        return self.mean + self.std * outputs.mean(axis=0)[:, 0]
 
     def save(self, path: Path) -> None:
         """Write the predictor; weights as float16, which halves the file and leaves the ranking as it is."""
@@ -81,10 +84,13 @@ class Predictor:
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} lacks a part of a predictor ({error}); fit it again") from None
         n_inputs = space.n_features if quantized else int(space.architecture_features.sum())
-        found = [*(weight.shape[1:] for weight in weights), (1,)]
-        wanted = [(n_inputs,), *(bias.shape for bias in biases)]
-        if found != wanted or any(weight.shape[:1] != bias.shape for weight, bias in zip(weights, biases, strict=True)):
-            reads = found[0][0] if found[0] else "no"
+        members = biases[0].shape[:1] if biases else ()
+        found = [weight.shape for weight in weights]
+        sizes = [n_inputs, *(bias.shape[-1] if bias.ndim else 0 for bias in biases)]
+        wanted = [(*members, n_out, n_in) for n_in, n_out in pairwise(sizes)]
+        fits = found == wanted and all(bias.shape[:-1] == members for bias in biases) and sizes[-1] == 1
+        if not fits or not members or not members[0]:
+            reads = found[0][-1] if found and found[0] else "no"
             raise UserError(
                 f"{path} reads {reads} features, the space {space.name!r} has {n_inputs}, or its layers do not fit "
                 "each other; fit it again"

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from apq_deploy.errors import UserError
 from apq_deploy.space import CHANNEL_GENE, Genes, SearchSpace
 
-Kind = Literal["float", "quantized", "calibrated"]
-KINDS: tuple[Kind, ...] = ("float", "quantized", "calibrated")
-"""In full precision; quantized and fine-tuned; quantized, only calibrated."""
+Kind = Literal["float", "quantized", "calibrated", "chosen"]
+KINDS: tuple[Kind, ...] = ("float", "quantized", "calibrated", "chosen")
+"""In full precision; quantized and fine-tuned; quantized, only calibrated; as quantized, but chosen by searches."""
+PLANNED: tuple[Kind, ...] = KINDS[:3]
+"""Kinds whose points follow from the seed."""
 SCHEMA = "apq-deploy/points/1"
 # One quantized group: ten random networks, then ten policies on one architecture. Source: APQ (CVPR 2020), section 4.1.
 GROUP = 20
@@ -42,7 +44,7 @@ class Points:
 
 
 def planned_genome(space: SearchSpace, kind: Kind, index: int, seed: int) -> Genes:
-    """The genome of point `index`, the same for the same seed, (n_genes,).
+    """The genome of point `index` of a kind that is not chosen, the same for the same seed, (n_genes,).
 
     Full-precision points are random. Of every 20 quantized points, 10 have architecture and bits at random, and 10
     share one random architecture under different bits. Calibrated points are the quantized ones before fine-tuning.
@@ -60,10 +62,12 @@ def planned_genome(space: SearchSpace, kind: Kind, index: int, seed: int) -> Gen
 
 
 def is_held_out(kind: Kind, index: int) -> bool:
-    """Whether a point is kept from training: every fifth one, quantized points by whole groups.
+    """Whether a point is kept from training: every fifth one, quantized points by whole groups, chosen ones never.
 
     So no architecture of a group is on both sides.
     """
+    if kind == "chosen":
+        return False
     place = index if kind == "float" else index // GROUP
     return place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 

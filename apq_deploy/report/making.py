@@ -11,7 +11,7 @@ from typing import Any
 from apq_deploy.report.markup import Markup, data_table, facts, figure, folded, grid, joined, note, tag
 from apq_deploy.report.missing import missing
 from apq_deploy.report.plot import Row, bars
-from apq_deploy.report.provenance import STEPS, Clock, Step
+from apq_deploy.report.provenance import OPTIONAL_STEPS, STEPS, Clock, Step
 from apq_deploy.report.records import Missing, RunRecords
 from apq_deploy.report.words import duration, plural
 
@@ -34,7 +34,7 @@ class StageCost:
 
 
 def stage_costs(records: RunRecords) -> list[StageCost]:
-    """The stages in order: train, collect and fit once, then search, export and compile for each deployment."""
+    """The stages in order: train, collect, fit and refine once, then search, export and compile for each deployment."""
     export, compiled = records.export, records.compiled
     exported = None if isinstance(export, Missing) else export.cpu_seconds
     built: tuple[float | None, Clock] = (None, "processor")
@@ -56,7 +56,7 @@ def _once(records: RunRecords) -> list[StageCost]:
         StageCost(name, True, steps[name].seconds, steps[name].clock)
         if name in steps
         else StageCost(name, True, None, "wall")
-        for name in STEPS
+        for name in (*STEPS, *(name for name in OPTIONAL_STEPS if name in steps))
     ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 STEPS = ("train", "collect", "fit")
+OPTIONAL_STEPS = ("refine",)
 
 Clock = Literal["processor", "wall"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float
-from apq_deploy.predictor.store import PointStore
+from apq_deploy.predictor.store import PointStore, planned_genome
 from apq_deploy.search import Budget, search
 from apq_deploy.supernet.network import Supernet
 from apq_deploy.supernet.train import PHASES, distillation_loss, sample_archs
@@ -47,7 +47,7 @@ def measure_unit(plan: Plan, key: Key) -> Value:
             genome = space.sample(1, np.random.default_rng((plan.seed, 50, n + 1)))[0]
             measure(plan, (MAIN, " ".join(map(str, genome)), 0))
     else:
-        own.measure(unit, n + 1)  # type: ignore[arg-type]
+        own.measure(unit, n + 1, planned_genome(space, unit, n + 1, plan.seed))  # type: ignore[arg-type]
     return {"units": 1}
 
 
