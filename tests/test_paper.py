@@ -82,9 +82,9 @@ def test_a_stopped_stage_goes_on(tmp_path: Path) -> None:
 def test_what_is_given_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every method holds what its name says, and meets the budget."""
     space = SearchSpace.load("fashion")
-    monkeypatch.setattr(joint, "predictor_of", lambda plan, arm, method: _SumOfFeatures())
+    monkeypatch.setattr(joint, "predictor_of", lambda plan, arm, kind: _SumOfFeatures())
     most = joint.limit(PLAN, MAIN, "latency_ms", 0.4)
-    for method in ("joint", "staged", "bits of the middle", "uniform 6 bit"):
+    for method in ("joint", "staged, refined", "bits of the middle", "uniform 6 bit"):
         value = joint.search_one(PLAN, (MAIN, "latency_ms", 0.4, method))
         assert value["costs"]["latency_ms"] <= most * (1 + 1e-9)
         genes = np.array([value["genome"]], np.int8)

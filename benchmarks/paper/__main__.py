@@ -12,7 +12,7 @@ from apq_deploy.errors import UserError
 from benchmarks.paper.ledger import Ledger
 from benchmarks.paper.plan import Plan
 
-STAGES = ("shrinking", "points", "transfer", "joint", "cost", "alone", "writing")
+STAGES = ("shrinking", "points", "transfer", "refine", "joint", "cost", "alone", "writing")
 
 
 def main() -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float
+from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized
 from apq_deploy.predictor.store import PointStore, planned_genome
 from apq_deploy.search import Budget, search
 from apq_deploy.supernet.network import Supernet
 from apq_deploy.supernet.train import PHASES, distillation_loss, sample_archs
-from benchmarks.paper.joint import CORRECTED, costs_of, limit, measure, predictor_of
+from benchmarks.paper.joint import REFINED, costs_of, limit, measure, predictor_of
 from benchmarks.paper.ledger import Key, Ledger, Value
 from benchmarks.paper.plan import MAIN, Plan
 from benchmarks.paper.points import laboratory
@@ -38,11 +38,12 @@ def measure_unit(plan: Plan, key: Key) -> Value:
         store.close()
         base = fit_float(space, cheap.genes, cheap.accuracy, FitSettings())
         fit_correction(space, dear.genes, dear.accuracy, base)
+        fit_quantized(space, dear.genes, dear.accuracy, FitSettings(), None)
     elif unit in ("search", "finish"):
         costs = costs_of(plan, MAIN)
         most = limit(plan, MAIN, "latency_ms", 0.4)
         if unit == "search":
-            search(costs, predictor_of(plan, MAIN, CORRECTED), Budget(latency_ms=most), seed=max(n, 0))
+            search(costs, predictor_of(plan, MAIN, REFINED), Budget(latency_ms=most), seed=max(n, 0))
         else:
             genome = space.sample(1, np.random.default_rng((plan.seed, 50, n + 1)))[0]
             measure(plan, (MAIN, " ".join(map(str, genome)), 0))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from apq_deploy.learn import fit_model
 from apq_deploy.predictor.collect import CLIP_IMAGES
 from apq_deploy.predictor.fit import FitSettings, fit_quantized
 from apq_deploy.predictor.model import Predictor
@@ -40,20 +39,20 @@ HARDWARE = "bitfusion"
 # Of the final budget: ProxylessNAS has 13.14 ms, pruned by AMC 9.77 ms, quantized by HAQ 8.45 ms. Source: APQ, table 2.
 ARCHITECTURE_SHARE, WIDTH_SHARE = 13.14 / 8.45, 9.77 / 8.45
 NETWORKS = ("largest", "middle", "smallest")
-CORRECTED, UNTRANSFERRED = "joint, corrected predictor", "joint without transfer"
+UNTRANSFERRED = "joint without transfer"
+REFINED = ", refined"
+"""What follows the name of a method that searches by the refined predictor."""
+WITH_REFINED = tuple(name + REFINED for name in ("joint", "staged", "uniform 8 bit"))
 
 
 def methods(arm: str) -> list[str]:
     """What is compared, by name."""
     uniform = [f"uniform {bits} bit" for bits in reversed(ARMS[arm])]
-    return ["joint", CORRECTED, UNTRANSFERRED, "staged", *(f"bits of the {name}" for name in NETWORKS), *uniform]
+    return ["joint", UNTRANSFERRED, "staged", *(f"bits of the {name}" for name in NETWORKS), *uniform, *WITH_REFINED]
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
-    """Fit the predictors, search at every budget, fine-tune and measure what was found."""
-    for arm in ARMS:
-        if not plan.model(arm).predictor.is_file():
-            fit_model(plan.space(arm), plan.model(arm), FitSettings(seed=plan.seed))
+    """Search at every budget, fine-tune and measure what was found."""
     keys: list[Key] = [
         (arm, metric, share, method)
         for arm in ARMS
@@ -85,16 +84,16 @@ def limit(plan: Plan, arm: str, metric: Metric, share: float) -> float:
 
 
 @cache
-def predictor_of(plan: Plan, arm: str, method: str) -> Predictor:
-    """The predictor that a method searches by: the paper's transfer but for the two whose names say otherwise."""
+def predictor_of(plan: Plan, arm: str, kind: str) -> Predictor:
+    """The predictor that a method searches by: the paper's transfer, but where its name says otherwise."""
     space, model = plan.space(arm), plan.model(arm)
-    if method == CORRECTED:
+    if kind == REFINED:
         return Predictor.load(model.predictor, space)
     store = PointStore(model.points, space)
     points = store.points("quantized")
     store.close()
     used = ~points.held_out
-    source = None if method == UNTRANSFERRED else Predictor.load(model.float_predictor, space)
+    source = None if kind == UNTRANSFERRED else Predictor.load(model.float_predictor, space)
     return fit_quantized(space, points.genes[used], points.accuracy[used], FitSettings(seed=plan.seed), source)
 
 
@@ -109,7 +108,9 @@ def search_one(plan: Plan, key: Key) -> Value:
     """What one method finds within one budget, or that it finds nothing."""
     arm, metric, share, method = str(key[0]), key[1], float(key[2]), str(key[3])
     seed, costs, most = plan.seed, costs_of(plan, arm), limit(plan, arm, metric, float(share))  # type: ignore[arg-type]
-    accuracy = predictor_of(plan, arm, method if method in (CORRECTED, UNTRANSFERRED) else "joint")
+    kind = REFINED if method.endswith(REFINED) else UNTRANSFERRED if method == UNTRANSFERRED else "joint"
+    accuracy = predictor_of(plan, arm, kind)
+    method = method.removesuffix(REFINED)
     budget = Budget(**{str(metric): most})
     try:
         if method == "staged":

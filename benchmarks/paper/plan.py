@@ -32,6 +32,8 @@ class Plan:
     alone_steps: int = 3000
     float_points: int = 800
     repeated_points: int = 15
+    chosen_points: int = 40
+    rounds: int = 3
     repeats: int = 3
     splits: int = 6
     sizes: tuple[int, ...] = (25, 50, 100, 200, 300, 400)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
 
-from apq_deploy.files import read_json
-from apq_deploy.model import PROVENANCE_SCHEMA, ModelFolder
 from apq_deploy.predictor.store import KINDS, Kind, Points, PointStore
 from apq_deploy.search.budget import metric_words, unit
 from apq_deploy.search.costs import Metric
 from apq_deploy.supernet.train import PHASES
-from benchmarks.paper.joint import CORRECTED, LIMITED, UNTRANSFERRED, limit, methods
+from benchmarks.paper.joint import LIMITED, REFINED, UNTRANSFERRED, limit, methods
 from benchmarks.paper.ledger import Ledger, Value
 from benchmarks.paper.plan import ARMS, MAIN, Plan
 from benchmarks.paper.points import repeated
@@ -29,6 +28,7 @@ PREDICTORS = (
     "corrected",
     "calibrated alone",
     "corrected twice",
+    "mean with scratch",
 )
 
 
@@ -162,6 +162,7 @@ def transfer(plan: Plan, ledger: Ledger) -> Section:
             ("corrected", "transferred"),
             ("corrected twice", "transferred"),
             ("corrected twice", "ridge"),
+            ("mean with scratch", "corrected twice"),
         ):
             each = [
                 [
@@ -262,24 +263,25 @@ def joint(plan: Plan, ledger: Ledger) -> Section:
 
 
 def predicted(plan: Plan, ledger: Ledger) -> Section:
-    """Predicted against measured accuracy of all networks that the transferred predictor chose."""
+    """Predicted against measured accuracy of all networks that a predictor chose."""
     rows = []
-    for arm in ARMS:
+    for arm, by_refined in product(ARMS, (False, True)):
         pairs = {
             tuple(f.value["genome"]): (100 * f.value["predicted"], float(np.mean(f.percent)))
             for f in searched(plan, ledger)
-            if f.arm == arm and f.percent and f.method not in (CORRECTED, UNTRANSFERRED)
+            if f.arm == arm and f.percent and f.method != UNTRANSFERRED and f.method.endswith(REFINED) == by_refined
         }
         x, y = np.array(list(pairs.values())).T
         error = x - y
         centred = np.abs(error - error.mean()).mean()
         rho, tau = (np.asarray(rank(x, y))[0] for rank in (stats.spearmanr, stats.kendalltau))
         rows.append(
-            (arm_words(arm), len(x), f"{np.abs(error).mean():.2f}", Mean.of(error).signed(), f"{centred:.2f}",
-             f"{rho:.3f}", f"{tau:.3f}")
+            (arm_words(arm), "refined" if by_refined else "the paper's", len(x), f"{np.abs(error).mean():.2f}",
+             Mean.of(error).signed(), f"{centred:.2f}", f"{rho:.3f}", f"{tau:.3f}")
         )  # fmt: skip
     head = (
         "bits",
+        "predictor",
         "networks",
         "mean absolute error",
         "predicted less measured",
@@ -290,8 +292,14 @@ def predicted(plan: Plan, ledger: Ledger) -> Section:
     return Section(table(head, rows), [])
 
 
-def _provenance(folder: ModelFolder, step: str) -> Value:
-    return read_json(folder.provenance, PROVENANCE_SCHEMA)["steps"][step]
+def refined(plan: Plan) -> Section:
+    """What the rounds of refinement told."""
+    rows = []
+    for arm in ARMS:
+        for number, each in enumerate(plan.model(arm).recorded("refine")["by_round"], 1):
+            figures = ("predicted_percent", "measured_percent", "mean_absolute_error_points")
+            rows.append((arm_words(arm), number, each["points"], *(f"{each[name]:.2f}" for name in figures)))
+    return Section(table(("bits", "round", "points", "predicted before", "measured", "mean absolute error"), rows), [])
 
 
 def cost(plan: Plan, ledger: Ledger) -> Section:
@@ -304,12 +312,13 @@ def cost(plan: Plan, ledger: Ledger) -> Section:
     each = {name: Mean.of(values) for name, values in seconds.items()}
     settings, arms = plan.train, points_of(plan, MAIN)
     training = sum(settings.steps(phase) * each[f"training step, {phase}"].mean for phase in PHASES)
-    n_float, n_quantized = len(arms["float"]), len(arms["quantized"])
+    n_float, n_quantized, n_chosen = (len(arms[kind]) for kind in ("float", "quantized", "chosen"))
     once = {
         f"supernet, {sum(map(settings.steps, PHASES))} steps": training,
         f"{n_float} full-precision points": n_float * each["float"].mean,
         f"{n_quantized} quantized points": n_quantized * each["quantized"].mean,
-        "both predictors": each["fit"].mean,
+        f"{n_chosen} chosen points": n_chosen * each["quantized"].mean,
+        f"predictors, {1 + plan.rounds} times": (1 + plan.rounds) * each["fit"].mean,
     }
     more = {"search": each["search"].mean, f"calibrate, {plan.final_steps} steps, export, test": each["finish"].mean}
     rows = [(name, f"{value:.0f}", "") for name, value in once.items()]

@@ -1,8 +1,8 @@
 """What transfer gains: the ranking of held-out quantized networks against the number of points that were paid for.
 
 Source: APQ (CVPR 2020), figure 7. Beside the paper's two curves stand ridge regression and the full-precision predictor
-that never sees the bits; and two additions: a linear correction in place of training, and a first one by calibrated
-points.
+that never sees the bits; and three additions: a linear correction in place of training, a first one by calibrated
+points, and the mean of both corrections and a network from scratch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized, score
+from apq_deploy.predictor.fit import FitSettings, fit_correction, fit_float, fit_quantized, mean_of, score
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.ridge import ridge
 from apq_deploy.predictor.store import GROUP, Points, PointStore
@@ -78,13 +78,16 @@ def measure(plan: Plan, key: Key) -> Value:
     base, settings = _float_predictor(plan, arm), FitSettings(seed=plan.seed)
     middle = _calibrated_predictor(plan, arm, split)
     slope, intercept = ridge(x, y)
+    scratch = fit_quantized(space, points.genes[used], y, settings, None)
+    twice = fit_correction(space, points.genes[used], y, middle)
     predicted = {
-        "scratch": fit_quantized(space, points.genes[used], y, settings, None)(tested),
+        "scratch": scratch(tested),
         "ridge": tested @ slope + intercept,
         "full precision alone": base(tested[:, space.architecture_features]),
         "transferred": fit_quantized(space, points.genes[used], y, settings, base)(tested),
         "corrected": fit_correction(space, points.genes[used], y, base)(tested),
         "calibrated alone": middle(tested),
-        "corrected twice": fit_correction(space, points.genes[used], y, middle)(tested),
+        "corrected twice": twice(tested),
+        "mean with scratch": mean_of(twice, scratch)(tested),
     }
     return {"held_out": len(held_out), "scores": {name: score(values, truth) for name, values in predicted.items()}}

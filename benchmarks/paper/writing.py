@@ -12,20 +12,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from apq_deploy.files import atomic, read_json
-from apq_deploy.model import PROVENANCE_SCHEMA
+from apq_deploy.files import atomic
 from apq_deploy.search.budget import metric_words, unit
 from benchmarks.paper import tables
-from benchmarks.paper.joint import LIMITED
+from benchmarks.paper.joint import LIMITED, REFINED
 from benchmarks.paper.ledger import Ledger
 from benchmarks.paper.plan import ARMS, QUANTIZED_POINTS, Plan
 from benchmarks.paper.statistics import Mean
 
 DOCS = Path("docs")
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31",
-           "#332288")  # fmt: skip
-MARKERS = "osD^vP*Xd<"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31")
+MARKERS = "osD^vP*Xd"
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
@@ -45,16 +43,18 @@ def run(plan: Plan, ledger: Ledger) -> None:
     template = Template((resources.files("benchmarks.paper") / "results.md.template").read_text(encoding="utf-8"))
     parts = {name: _text(section) for name, section in sections.items()}
     parts |= {"predicted": _text(tables.predicted(plan, ledger)), "cost": _text(tables.cost(plan, ledger))}
-    steps = read_json(plan.model().provenance, PROVENANCE_SCHEMA)["steps"]
+    parts |= {"refined": _text(tables.refined(plan))}
     text = template.substitute(
         parts,
         seed=plan.seed,
         float_points=plan.float_points,
         quantized_points=", ".join(f"{QUANTIZED_POINTS[arm]} with bits {tables.arm_words(arm)}" for arm in ARMS),
-        versions=", ".join(f"{name} {version}" for name, version in steps["train"]["versions"].items()),
+        versions=", ".join(f"{name} {version}" for name, version in plan.model().recorded("train")["versions"].items()),
         finetune_steps=plan.collect.finetune_steps,
         shares=", ".join(f"{100 * share:.0f} %" for share in plan.budget_shares),
         seeds=plan.seeds,
+        chosen_points=plan.chosen_points,
+        rounds=plan.rounds,
         final_steps=plan.final_steps,
         alone_steps=plan.alone_steps,
     )
@@ -117,11 +117,12 @@ def _joint_plot(plan: Plan, ledger: Ledger) -> Figure:
 
 
 def _budget_panel(panel: Axes, found: list[tables.Found], names: list[str]) -> None:
-    for place, name in enumerate(names):
+    for name in names:
+        place = names.index(name.removesuffix(REFINED))
         mine = sorted((f for f in found if f.method == name), key=lambda f: f.limit)
         means = [float(np.mean(f.percent)) for f in mine]
         panel.plot(
             [f.limit for f in mine], means, label=name, color=COLOURS[place], marker=MARKERS[place], markersize=4,
-            linewidth=2 if name == "joint" else 1,
+            linewidth=2 if name == "joint" else 1, linestyle="--" if name.endswith(REFINED) else "-",
         )  # fmt: skip
     panel.grid(alpha=0.25)
