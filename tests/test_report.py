@@ -447,6 +447,13 @@ def test_design_cost_by_hand(whole: Case, page: str) -> None:
     assert "3.3 min" in words
 
 
+def test_refinement_counts_where_it_was_done(case: Case) -> None:
+    steps = PROVENANCE["steps"] | {"refine": {"cpu_seconds": 360.0, "by_round": []}}  # type: ignore[operator]
+    (case.model / "provenance.json").write_text(json.dumps(PROVENANCE | {"steps": steps}))
+    words = Outline(written(case)).sections["cost"]
+    assert "N deployments take 25.0 min + N · 82 s" in words
+
+
 def test_times_that_nobody_recorded_are_said_to_be_missing(case: Case) -> None:
     (case.model / "provenance.json").write_text(json.dumps(PROVENANCE | {"steps": {"train": {"seconds": 600.0}}}))
     words = Outline(written(case)).sections["cost"]
