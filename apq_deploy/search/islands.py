@@ -29,6 +29,8 @@ ROUNDS = 3
 ON_ISLANDS, EVOLVING, EVOLVING_TOGETHER = 0.75, 0.8, 0.7
 # Genes of a child drawn anew on average, and the chance that it has two parents.
 CHANGED_GENES, CROSSED = 2.0, 0.75
+# A share of the wanted children; two generations with fewer have nearly gone through what is near them.
+SCARCE = 0.1
 # From this many evaluations on, twice the paper's parents keep a population diverse for longer.
 LONG = 30_000
 
@@ -108,7 +110,7 @@ def _breed(
             return genes, scores
         wanted = min(settings.mutants + settings.crossed, end - evaluate.evaluations)
         children = brood.children("bred", wanted, draw)
-        barren = 0 if len(children) else barren + 1
+        barren = 0 if len(children) > SCARCE * wanted else barren + 1
         if len(children):
             genes = np.concatenate([genes, children])
             scores = np.concatenate([scores, evaluate(children)])
