@@ -128,6 +128,18 @@ def test_the_mean_of_predictors_is_that_of_their_predictions(tmp_path: Path) -> 
     assert np.abs(Predictor.load(tmp_path / "p.safetensors", FASHION)(features) - expected).max() < 5e-4
 
 
+def test_predictors_whose_points_hardly_differ_can_be_kept(tmp_path: Path) -> None:
+    """Points in full precision may be nearly alike where quantized ones are not."""
+    rng = np.random.default_rng(6)
+    genes, other = FASHION.sample(60, rng), FASHION.sample(30, rng)
+    base = fit_float(FASHION, genes, 0.5 + 1e-7 * truth(genes, False), QUICK)
+    labels = 0.5 + 10 * (truth(genes, True) - 0.86)
+    found = mean_of(fit_correction(FASHION, genes, labels, base), fit_quantized(FASHION, genes, labels, QUICK, None))
+    found.save(tmp_path / "p.safetensors")
+    features = FASHION.encode(other)
+    assert np.abs(Predictor.load(tmp_path / "p.safetensors", FASHION)(features) - found(features)).max() < 5e-3
+
+
 def test_ridge_is_the_best_of_its_penalties_by_leaving_one_out() -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2, (12, 5)).astype(np.float32)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+import torch
 from endurance import Place, rows
 
 from apq_deploy import SearchSpace, UserError
@@ -60,6 +61,7 @@ class Here(Workers):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A model with as few points as may be fitted."""
+    torch.manual_seed(0)
     place = Place.make(tmp_path_factory.mktemp("place"))
     space, folder = tiny(place), ModelFolder(place.path / "model")
     folder.path.mkdir(exist_ok=True)

@@ -87,6 +87,7 @@ def fit_correction(space: SearchSpace, genes: Genes, accuracy: NDArray[np.floati
     """
     _require_enough(accuracy)
     source = _reading_bits(space, source)
+    source = _in_units_of(source, max(source.std, float(accuracy.std())))
     features = space.encode(genes)
     slope, intercept = ridge(features, accuracy - source(features))
     return _plus_linear(source, slope, intercept)
@@ -99,6 +100,14 @@ def _reading_bits(space: SearchSpace, source: Predictor) -> Predictor:
     first = np.zeros((*source.biases[0].shape, space.n_features), np.float32)
     first[..., space.architecture_features] = source.weights[0]
     return replace(source, weights=(first, *source.weights[1:]), quantized=True)
+
+
+def _in_units_of(predictor: Predictor, std: float) -> Predictor:
+    """The same predictor with another `std`; one that is too small would need weights beyond float16."""
+    ratio = np.float32(predictor.std / std)
+    weights = (*predictor.weights[:-1], predictor.weights[-1] * ratio)
+    biases = (*predictor.biases[:-1], predictor.biases[-1] * ratio)
+    return replace(predictor, weights=weights, biases=biases, std=std)
 
 
 def _plus_linear(source: Predictor, slope: NDArray[np.float64], intercept: float) -> Predictor:
@@ -127,12 +136,11 @@ def _plus_linear(source: Predictor, slope: NDArray[np.float64], intercept: float
 
 def mean_of(first: Predictor, second: Predictor) -> Predictor:
     """The mean of all networks of two predictors of one space; hidden layers are filled up with idle units."""
-    ratio = np.float32(second.std / first.std)
-    weights, biases = list(second.weights), list(second.biases)
-    weights[-1], biases[-1] = weights[-1] * ratio, biases[-1] * ratio
+    std = max(first.std, second.std)
+    first, second = _in_units_of(first, std), _in_units_of(second, std)
     joined_weights, joined_biases = [], []
     n_in = first.weights[0].shape[2]
-    for a, b, a_bias, b_bias in zip(first.weights, weights, first.biases, biases, strict=True):
+    for a, b, a_bias, b_bias in zip(first.weights, second.weights, first.biases, second.biases, strict=True):
         n_out = max(a.shape[1], b.shape[1])
         joined_weights.append(np.concatenate([_padded(each, n_out, n_in) for each in (a, b)]))
         joined_biases.append(np.concatenate([_padded(each, n_out) for each in (a_bias, b_bias)]))
