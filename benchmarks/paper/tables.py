@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,7 +13,7 @@ from apq_deploy.predictor.store import KINDS, Kind, Points, PointStore
 from apq_deploy.search.budget import metric_words, unit
 from apq_deploy.search.costs import Metric
 from apq_deploy.supernet.train import PHASES
-from benchmarks.paper.joint import LIMITED, REFINED, UNTRANSFERRED, limit, methods
+from benchmarks.paper.joint import LIMITED, REFINED, UNTRANSFERRED, WITH_REFINED, limit, methods
 from benchmarks.paper.ledger import Ledger, Value
 from benchmarks.paper.plan import ARMS, MAIN, Plan
 from benchmarks.paper.points import repeated
@@ -230,25 +230,15 @@ def joint(plan: Plan, ledger: Ledger) -> Section:
             "",
             *table(head, rows),
         ]
-        rows = []
-        for method in methods(arm)[1:]:
-            cells, means = [], []
-            for metric, share in columns:
-                ours, theirs = at[metric, share, "joint"].percent, at[metric, share, method].percent
-                if not theirs:
-                    cells.append(NONE)
-                    continue
-                difference = Mean.of(np.subtract(ours, theirs))
-                means.append(difference.mean)
-                cells.append(difference.signed())
-            over = Mean.of(means).signed() + f" ({len(means)})" if len(means) > 1 else NONE
-            rows.append((method, *cells, over))
-        lines += [
-            "Joint less the other, paired by seed; last the mean over the budgets that both meet, its interval over "
-            "them and their number:",
-            "",
-            *table((*head, "over budgets"), rows),
-        ]
+        refined_joint, *others = WITH_REFINED
+        own = [name for name in methods(arm) if name not in WITH_REFINED]
+        for base, compared in (("joint", own[1:]), (refined_joint, ["joint", *others, "bits of the middle"])):
+            lines += [
+                f"*{base}* less the other, paired by seed; last the mean over the budgets that both meet, its interval "
+                "over them and their number:",
+                "",
+                *table((*head, "over budgets"), _differences(at, columns, base, compared)),
+            ]
     out: list[Sequence[object]] = [("bits", "cost", "limit", "method", "predicted_percent", "latency_ms", "energy_mj",
                                     "bitops_g", "test_percent_by_seed")]  # fmt: skip
     for f in found:
@@ -260,6 +250,29 @@ def joint(plan: Plan, ledger: Ledger) -> Section:
              " ".join(f"{p:.2f}" for p in f.percent))
         )  # fmt: skip
     return Section(lines, out)
+
+
+def _differences(
+    at: Mapping[tuple[str, float, str], Found],
+    columns: Sequence[tuple[Metric, float]],
+    base: str,
+    others: Sequence[str],
+) -> list[Sequence[object]]:
+    """How far `base` is ahead of each of the others, by budget and on average."""
+    rows: list[Sequence[object]] = []
+    for method in others:
+        cells, means = [], []
+        for metric, share in columns:
+            ours, theirs = at[metric, share, base].percent, at[metric, share, method].percent
+            if not theirs:
+                cells.append(NONE)
+                continue
+            difference = Mean.of(np.subtract(ours, theirs))
+            means.append(difference.mean)
+            cells.append(difference.signed())
+        over = Mean.of(means).signed() + f" ({len(means)})" if len(means) > 1 else NONE
+        rows.append((method, *cells, over))
+    return rows
 
 
 def predicted(plan: Plan, ledger: Ledger) -> Section:
