@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -54,3 +57,29 @@ def test_two_threads_give_the_codes_of_one(monkeypatch: pytest.MonkeyPatch) -> N
     images = random_image(net, 2, rng)
     report = parity(net, None, images, {"two threads": compile_tvm(net, threads=2).tensors(images)})
     assert report.is_equal, str(report)
+
+
+AFFINITY = """
+import os, sys
+import numpy as np
+from networks import random_image, random_network
+from exporters import compile_tvm
+from exporters.tvm import families
+
+families.WORK_FOR_THREADS = 0
+rng = np.random.default_rng(3)
+net = random_network(rng, size=16)
+model, images = compile_tvm(net, threads=2), random_image(net, 2, rng)
+before = os.sched_getaffinity(0)
+for use in (model, model.tensors, model.profile, model):
+    use(images)
+    assert os.sched_getaffinity(0) == before, os.sched_getaffinity(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores can be asked for on Linux alone")
+def test_two_threads_leave_all_cores_to_what_comes_after() -> None:
+    """TVM binds the thread that calls it, here to one core; nothing else should be left with that core alone."""
+    environment = os.environ | {"TVM_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", AFFINITY], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

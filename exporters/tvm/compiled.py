@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from exporters.tvm.targets import missing_features
 Codes = NDArray[np.uint8] | NDArray[np.int8]
 VirtualMachine: Any = relax.VirtualMachine  # its annotation of devices is another class's
 USE_ALL_CORES_ALIKE = 1  # TVM's affinity mode
+_bound = threading.local()
+"""In `cores`: those that TVM has bound this thread to."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class CompiledModel:
         Raises: ExportError if the images do not fit, or this CPU cannot run the model.
         """
         run = self.function("main")
-        outputs = [run(tvm.runtime.tensor(image)).numpy() for image in self._single(images)]
+        with _own_cores(self.metadata.threads):
+            outputs = [run(tvm.runtime.tensor(image)).numpy() for image in self._single(images)]
         return np.concatenate(outputs) if outputs else np.zeros((0, *self.metadata.output_shape), np.float32)
 
     def tensors(self, images: NDArray[np.float32]) -> dict[str, Codes]:
@@ -87,7 +92,9 @@ class CompiledModel:
         run = self.function("tensors")
         found: dict[str, list[Codes]] = {entry.name: [] for entry in self.metadata.tensors}
         for image in self._single(images):
-            for entry, value in zip(self.metadata.tensors, run(tvm.runtime.tensor(image)), strict=True):
+            with _own_cores(self.metadata.threads):
+                values = run(tvm.runtime.tensor(image))
+            for entry, value in zip(self.metadata.tensors, values, strict=True):
                 found[entry.name].append(_codes(entry, value.numpy()))
         shapes = {entry.name: entry.shape for entry in self.metadata.tensors}
         dtypes = {entry.name: entry.dtype for entry in self.metadata.tensors}
@@ -114,21 +121,22 @@ class CompiledModel:
             return 0  # go on
 
         inputs = [tvm.runtime.tensor(image) for image in self._single(images)]
-        for image in inputs:
-            run(image)
         whole = []
-        for _ in range(repeats):
+        with _own_cores(self.metadata.threads):
             for image in inputs:
-                begun = time.perf_counter()
                 run(image)
-                whole.append(time.perf_counter() - begun)
-        self._machine.set_instrument(watch)
-        try:
             for _ in range(repeats):
                 for image in inputs:
+                    begun = time.perf_counter()
                     run(image)
-        finally:
-            self._machine = None  # an instrument cannot be taken off again
+                    whole.append(time.perf_counter() - begun)
+            self._machine.set_instrument(watch)
+            try:
+                for _ in range(repeats):
+                    for image in inputs:
+                        run(image)
+            finally:
+                self._machine = None  # an instrument cannot be taken off again
         medians = np.median(np.reshape(durations, (-1, len(self.metadata.layers))), axis=0)
         added = max(0.0, float(medians.sum() - np.median(whole)) / len(medians))
         return _layer_times(self.metadata.layers, np.maximum(medians - added, 0) * 1e6)
@@ -136,12 +144,18 @@ class CompiledModel:
     def function(self, name: str) -> Any:
         """A function of the library: "main" gives logits of one image, "tensors" the bytes of every activation.
 
+        With several threads, TVM may bind the thread that calls it to few cores for good.
+
         Raises: ExportError if this CPU cannot run it.
         """
         if self._machine is None:
             self._check_cpu()
             if self.metadata.threads > 1:
-                tvm.get_global_func("runtime.config_threadpool")(USE_ALL_CORES_ALIKE, self.metadata.threads)
+                cores = os.cpu_count() or 1
+                if self.metadata.threads > cores // 2:  # TVM's own limit, for the sake of cores with two threads each
+                    os.environ.setdefault("TVM_NUM_THREADS", str(cores))  # read when the threads are made
+                with _own_cores(self.metadata.threads):
+                    tvm.get_global_func("runtime.config_threadpool")(USE_ALL_CORES_ALIKE, self.metadata.threads)
             # The file can go as soon as it is loaded: the system keeps what a running program has mapped.
             with tempfile.TemporaryDirectory(prefix="apq-deploy-") as folder:
                 path = Path(folder) / "model.so"
@@ -169,6 +183,26 @@ class CompiledModel:
             raise ExportError(f"images should be (n, {', '.join(map(str, shape))}), got {images.shape}")
         images = np.ascontiguousarray(images, np.float32)
         return [images[i : i + 1] for i in range(len(images))]
+
+
+@contextmanager
+def _own_cores(threads: int) -> Iterator[None]:
+    """Where TVM runs several threads, the calling one is bound to TVM's core within the block, and free after it.
+
+    TVM binds it for good, which would leave that core alone to all that this thread and its children do later. Without
+    being bound at all, the thread may get in the way of TVM's others.
+    """
+    if threads == 1 or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    if cores := getattr(_bound, "cores", None):
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        _bound.cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, before)
 
 
 def _layer_times(layers: Sequence[LayerEntry], microseconds: NDArray[np.float64]) -> list[LayerTime]:
