@@ -7,6 +7,7 @@ for rounding.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ class Ranks:
         try:
             yield device
         finally:
+            gc.collect()  # what still uses the group would outlive it, and abort the process when Python ends
             distributed.destroy_process_group()
 
     def share(self, n: int) -> slice:

@@ -243,10 +243,13 @@ def train_supernet(
         run.restore(checkpoint)
     ranks.check_equal((len(images), PHASES.index(run.phase), run.step), "images, phase and step", device)
     calibration = calibration_batches(images, settings.seed, device)
-    for phase in PHASES[PHASES.index(run.phase) :]:
-        if phase != run.phase:
-            run.enter(phase, calibration)
-        _train_phase(run, images, checkpoint, on_loss)
+    try:
+        for phase in PHASES[PHASES.index(run.phase) :]:
+            if phase != run.phase:
+                run.enter(phase, calibration)
+            _train_phase(run, images, checkpoint, on_loss)
+    finally:
+        run.forward = run.network  # DistributedDataParallel holds on to the connection, which is to end before Python
     network = run.network.eval()
     largest = space.decode(space.extreme(largest=True), quantized=False)
     reestimate_elastic(network, largest, calibration)
