@@ -22,8 +22,9 @@ from benchmarks.paper.statistics import Mean
 
 DOCS = Path("docs")
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31")
-MARKERS = "osD^vP*Xd"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#8c6d31",
+           "#332288")  # fmt: skip
+MARKERS = "osD^vP*Xd<"
 
 
 def run(plan: Plan, ledger: Ledger) -> None:
@@ -74,7 +75,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _transfer_plot(plan: Plan, ledger: Ledger) -> Figure:
     found = ledger.of("transfer")
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     panels = figure.subplots(1, len(ARMS), sharey=True)
     for panel, arm in zip(panels, ARMS, strict=True):
         mine = {key: value["scores"] for key, value in found.items() if key[0] == arm}
@@ -97,7 +98,9 @@ def _transfer_plot(plan: Plan, ledger: Ledger) -> Figure:
         panel.set_xlabel("fine-tuned quantized points")
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("pairs ranked right, %")
-    panels[-1].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -110,15 +113,15 @@ def _joint_plot(plan: Plan, ledger: Ledger) -> Figure:
             _budget_panel(panel, [f for f in found if f.arm == arm and f.metric == metric], tables.methods(arm))
             panel.set_xlabel(f"{metric_words(metric)}, {unit(metric)}")
         row[0].set_ylabel(f"test accuracy, %\nbits {tables.arm_words(arm)}")
-    figure.legend(
-        *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False
-    )
+    handles = {name: each for row in grid for each, name in zip(*row[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure
 
 
 def _budget_panel(panel: Axes, found: list[tables.Found], names: list[str]) -> None:
+    known = list(dict.fromkeys(name for arm in ARMS for name in tables.methods(arm) if not name.endswith(REFINED)))
     for name in names:
-        place = names.index(name.removesuffix(REFINED))
+        place = known.index(name.removesuffix(REFINED))
         mine = sorted((f for f in found if f.method == name), key=lambda f: f.limit)
         means = [float(np.mean(f.percent)) for f in mine]
         panel.plot(
