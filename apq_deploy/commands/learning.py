@@ -16,6 +16,7 @@ from apq_deploy.commands.options import (
     RayOption,
     SeedOption,
     SpaceOption,
+    WorkersOption,
     show,
 )
 
@@ -90,7 +91,7 @@ def collect(
     held_out_images: Annotated[
         int, typer.Option(help="Held-out training images that a label is measured on.")
     ] = 10_000,
-    workers: Annotated[int, typer.Option(help="Processes that measure at the same time.")] = 1,
+    workers: WorkersOption = 1,
     ray: RayOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -157,7 +158,7 @@ def refine(
     hardware: HardwareOption = "bitfusion",
     points: Annotated[int, typer.Option(help="Points of a round.")] = 40,
     rounds: Annotated[int, typer.Option(help="Rounds in all, those of earlier calls among them.")] = 3,
-    workers: Annotated[int, typer.Option(help="Processes that measure at the same time.")] = 1,
+    workers: WorkersOption = 1,
     ray: RayOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",

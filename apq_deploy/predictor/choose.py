@@ -12,7 +12,6 @@ import numpy as np
 
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.search.costs import Metric, SpaceCosts
-from apq_deploy.search.pareto import pareto_search
 from apq_deploy.space import Genes
 
 OBJECTIVES: tuple[Metric, ...] = ("latency_ms", "energy_mj", "bitops_g")
@@ -23,6 +22,8 @@ def choose(costs: SpaceCosts, predictor: Predictor, n: int, known: Genes, seed: 
 
     known: genomes that are measured already, (n_known, n_genes); none of them is chosen.
     """
+    from apq_deploy.search.pareto import pareto_search  # pymoo is loaded by whom it serves
+
     objectives = [name for name in OBJECTIVES if name in costs.metrics]
     taken = {genome.tobytes() for genome in costs.space.canonical(known)}
     chosen: list[Genes] = []
