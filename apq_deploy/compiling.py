@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apq_deploy.deployment import COMPILE_SCHEMA
 from apq_deploy.errors import UserError
 from apq_deploy.files import write_json
 from apq_deploy.model import samples_for
@@ -25,7 +26,6 @@ from exporters.tvm.standalone import compile_standalone
 from exporters.tvm.targets import resolve_target
 from exporters.tvm.timing import random_image, time_compiled
 
-SCHEMA = "apq-deploy/compile/1"
 LIBRARY, STANDALONE = ".so", (".c", ".a")
 REFERENCE_IMAGES = 16
 RANDOM_IMAGES = 64
@@ -55,6 +55,11 @@ def compile_model(
         raise UserError(f"expected a name that ends in {LIBRARY}, {' or '.join(STANDALONE)}, got {output}")
     net = read_onnx(model)
     if output.suffix in STANDALONE:
+        if threads > 1 or pack_weights or per_layer:
+            raise UserError(
+                f"expected a name that ends in {LIBRARY} with --threads, --pack-weights or --layers, got {output}: C "
+                "source and static libraries compute on one thread, with weights as they are, and are not run here"
+            )
         return _standalone(net, model, output, target)
     started = time.perf_counter()
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -63,8 +68,9 @@ def compile_model(
     output.parent.mkdir(parents=True, exist_ok=True)
     compiled.save(output)
     report: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": COMPILE_SCHEMA,
         "model": model.name,
+        "model_sha256": digest,
         "library": output.name,
         "target": compiled.metadata.target,
         "threads": threads,
@@ -97,7 +103,7 @@ def _standalone(net: QuantizedNetwork, model: Path, output: Path, target: str) -
     else:
         compile_standalone(net, output, target=target)
     return {
-        "schema": SCHEMA,
+        "schema": COMPILE_SCHEMA,
         "model": model.name,
         "library": output.name,
         "target": "C source" if output.suffix == ".c" else target,

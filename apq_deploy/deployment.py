@@ -25,6 +25,9 @@ from apq_deploy.space import Genes, SearchSpace
 from apq_deploy.text import table
 from hwmodels import CostTable, load_hardware
 
+EXPORT_SCHEMA = "apq-deploy/export/2"
+COMPILE_SCHEMA = "apq-deploy/compile/2"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -49,6 +52,18 @@ class RunFolder:
     def front(self) -> Path:
         return self.path / "front.json"
 
+    def exported(self, result: SearchResult) -> dict[str, Any] | None:
+        """What `export` recorded of the searched network; None if nothing, or of another network."""
+        record = _record(self.export, EXPORT_SCHEMA, "export", ("genome", "model_sha256"))
+        return record if record is not None and record["genome"] == list(result.genome) else None
+
+    def compiled(self, exported: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What `compile` recorded of the exported file; None if nothing, or of another file."""
+        record = _record(self.compile, COMPILE_SCHEMA, "compile", ("model_sha256",))
+        if record is None or exported is None:
+            return None
+        return record if record["model_sha256"] == exported["model_sha256"] else None
+
     @property
     def export(self) -> Path:
         return self.path / "export.json"
@@ -56,6 +71,19 @@ class RunFolder:
     @property
     def compile(self) -> Path:
         return self.path / "compile.json"
+
+
+def _record(path: Path, schema: str, command: str, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """What a step has left, if it was done. Raises: UserError for a damaged record, or one without these `names`."""
+    if not path.is_file():
+        return None
+    record = read_json(path, schema)
+    for name in names:
+        if name not in record:
+            raise UserError(
+                f"{path}: expected a whole record, got one without {name!r}; run `apq-deploy {command}` again"
+            )
+    return record
 
 
 @dataclass(frozen=True)
@@ -318,8 +346,8 @@ def describe_run(run: Path) -> str:
     folder = RunFolder(run)
     result = folder.result()
     rows = [("space", result.space), ("budget", str(result.budget)), *describe_costs(result)]
-    if folder.export.exists():
-        report = read_json(folder.export, "apq-deploy/export/1")
+    report = folder.exported(result)
+    if report is not None:
         rows += export_figures(report)[1:]
         timing = report["torch_float_ms"]
         rows.append(
@@ -328,6 +356,11 @@ def describe_run(run: Path) -> str:
                 f"{timing['median']:.3f} ms ({timing['low']:.3f} to {timing['high']:.3f})",
             )
         )
-    if folder.compile.exists():
-        rows += compile_figures(read_json(folder.compile, "apq-deploy/compile/1"))
-    return f"{describe_arch(result.arch)}\n\n{table(rows)}"
+    built = folder.compiled(report)
+    if built is not None:
+        rows += compile_figures(built)
+    text = f"{describe_arch(result.arch)}\n\n{table(rows)}"
+    for path, found, command in ((folder.export, report, "export"), (folder.compile, built, "compile")):
+        if found is None and path.is_file():
+            text += f"\n\nnot shown: {path}, which is of another network; run `apq-deploy {command}` again"
+    return text

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apq_deploy.deployment import EXPORT_SCHEMA
 from apq_deploy.errors import UserError
-from apq_deploy.files import write_json
+from apq_deploy.files import sha256, write_json
 from apq_deploy.model import ModelFolder, Samples
 from apq_deploy.predictor.collect import CLIP_IMAGES
 from apq_deploy.progress import cpu_seconds, progress
@@ -26,7 +27,7 @@ from apq_deploy.quantize.network import QuantizedSubnet, accuracy
 from apq_deploy.quantize.thresholds import METHODS, ClipMethod
 from apq_deploy.search.result import SearchResult
 from apq_deploy.space import SearchSpace
-from apq_deploy.supernet.data import ImageSet, ImagesInMemory, load_data, to_unit, whole
+from apq_deploy.supernet.data import ImageSet, ImagesInMemory, fingerprint, load_data, to_unit, whole
 from apq_deploy.supernet.network import load_supernet
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 from apq_deploy.supernet.train import calibration_batches
@@ -36,7 +37,6 @@ from exporters.onnx_writer import write_onnx
 from exporters.parity import parity
 from exporters.runtime import run_onnx
 
-SCHEMA = "apq-deploy/export/1"
 PARITY_IMAGES = 16
 TIMED_RUNS = 50
 LONG_FINETUNING = 100
@@ -119,8 +119,14 @@ def export_network(
             steps = FinetuneSettings(settings.finetune_steps, seed=settings.seed)
             keep = None
             if settings.finetune_steps > LONG_FINETUNING:
-                network_id = f"{result.search_space().name} {list(result.genome)}"
-                keep = BestState(record.with_name("finetuning.safetensors"), images.validation, calibration, network_id)
+                belongs_to = {
+                    **space.identity,
+                    "genome": list(result.genome),
+                    "supernet_sha256": sha256(model.supernet),
+                    "export": asdict(settings),
+                    "images": [images.source, fingerprint(images.train)],
+                }
+                keep = BestState(record.with_name("finetuning.safetensors"), images.validation, calibration, belongs_to)
             finetune(network, images.train, steps, subnet, advance, keep)
         reestimate_batch_norm(network, calibration)
         figures["finetuned"] = 100 * accuracy(network, pixels, labels)
@@ -134,9 +140,11 @@ def export_network(
     agreement = parity(integers, output, few.contiguous().numpy(), {"torch": run_integers(integers, few)})
     checked = audit(output)
     report = {
-        "schema": SCHEMA,
+        "schema": EXPORT_SCHEMA,
         "model": output.name,
+        "model_sha256": sha256(output),
         "space": space.name,
+        "genome": list(result.genome),
         "settings": asdict(settings),
         "images": {"source": images.source, "train": len(images.train), "test": len(images.test)},
         "predicted_accuracy_percent": 100 * result.predicted_accuracy,

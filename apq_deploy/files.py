@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -145,6 +146,18 @@ def load_arrays(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
         raise UserError(f"cannot read {path}: larger than {MAX_WEIGHTS_BYTES} bytes once it is unpacked")
     with np.load(path, allow_pickle=False) as file:
         return [file[name] for name in names]
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes.
+
+    Raises: UserError for a file that is missing or may not be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def check_size(path: Path, limit_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import GROUP, HELD_OUT_EVERY, KINDS, Kind, Points, PointStore
 from apq_deploy.progress import cpu_seconds
 from apq_deploy.search.costs import SpaceCosts
-from apq_deploy.space import SearchSpace
+from apq_deploy.space import Genes, SearchSpace
 from apq_deploy.supernet.data import DataSplits, ImageSet, load_data, spread, whole
 from apq_deploy.supernet.measure import measure_supernet
 from apq_deploy.supernet.ranks import ALONE, Ranks
@@ -38,6 +39,7 @@ from apq_deploy.workers import Processes, Workers
 SAMPLE_IMAGES = 2000
 RANDOM_SUBNETS = 50
 FEWEST_HELD_OUT = 2
+DEVICES = ("cpu", "cuda")
 FEWEST_QUANTIZED = GROUP * HELD_OUT_EVERY
 
 
@@ -46,6 +48,8 @@ def check_device(device: str) -> None:
 
     Raises: UserError otherwise.
     """
+    if device.partition(":")[0] not in DEVICES:
+        raise UserError(f"expected a device out of {', '.join(DEVICES)}, got {device!r}")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -67,7 +71,7 @@ def train_model(
     check_device(device)
     splits = load_data(space, data)
     with ranks.joined(device) as own:
-        network, seconds = train_supernet(space, splits.train, folder.path, settings, own, ranks)
+        network, spent = train_supernet(space, splits.train, folder.path, settings, own, ranks)
         elsewhere_s = ranks.total(0.0 if ranks.is_first else cpu_seconds(), own)
     if not ranks.is_first:
         return {}
@@ -78,10 +82,10 @@ def train_model(
         **_command(splits),
         "settings": asdict(settings),
         "processes": ranks.count,
-        "seconds": round(seconds, 1),
+        "seconds": round(spent.seconds, 1),
         "test_accuracy_percent": metrics,
     }
-    folder.record(space, "train", facts, elsewhere_s)
+    folder.record(space, "train", facts, spent.earlier_cpu_seconds + cpu_seconds() + elsewhere_s)
     return metrics
 
 
@@ -110,25 +114,24 @@ def collect_model(
     if not folder.supernet.is_file():
         raise UserError(f"there is no supernet at {folder.supernet}; make one with `apq-deploy train`")
     store = collect(space, folder.supernet, data, folder.points, counts, settings, workers, device)
-    summary: dict[str, Any] = {}
-    for kind in KINDS:
-        summary[kind] = _describe(store.points(kind))
+    found = {kind: store.points(kind) for kind in KINDS}
     store.close()
-    folder.record(
-        space,
-        "collect",
-        {**_command(load_data(space, data)), "settings": asdict(settings), **summary},
-        workers.elsewhere_s,
-    )
+    summary = {kind: _describe(points) for kind, points in found.items()}
+    on_the_way = np.isin(found["calibrated"].index, found["quantized"].index)  # to a quantized point
+    seconds = [found["float"].seconds, found["quantized"].seconds, found["calibrated"].seconds[~on_the_way]]
+    facts = {**_command(load_data(space, data)), "settings": asdict(settings), **summary}
+    folder.record(space, "collect", facts, float(np.concatenate(seconds).sum()))
     return summary
 
 
-def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) -> dict[str, dict[str, float]]:
+def fit_model(
+    space: SearchSpace, folder: ModelFolder, settings: FitSettings, n_chosen: int | None = None
+) -> dict[str, dict[str, float]]:
     """Scores of every predictor on held-out points; the full-precision and the transferred one are in `folder`.
 
     The transferred one is corrected by calibrated points, where there are enough, then by quantized and chosen ones;
     its mean with one from scratch is kept. Beside it stand the paper's transfer, no transfer, and the full-precision
-    predictor alone.
+    predictor alone. Of chosen points the first `n_chosen` count, or all.
 
     Raises: UserError if there are too few points of a kind.
     """
@@ -145,8 +148,9 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
                 f"expected some {kind} points that are held out from fitting, got {len(held_out)} beside {len(found)}; "
                 f"collect at least {FEWEST_POINTS} full-precision and {FEWEST_QUANTIZED} quantized points"
             )
-    genes = np.concatenate([dear.genes, chosen_points.genes])
-    accuracy = np.concatenate([dear.accuracy, chosen_points.accuracy])
+    chosen_genes, chosen_accuracy = chosen_points.genes[:n_chosen], chosen_points.accuracy[:n_chosen]
+    genes = np.concatenate([dear.genes, chosen_genes])
+    accuracy = np.concatenate([dear.accuracy, chosen_accuracy])
     base = fit_float(space, cheap.genes, cheap.accuracy, settings)
     source = base
     if len(middle) >= FEWEST_POINTS:
@@ -175,11 +179,11 @@ def fit_model(space: SearchSpace, folder: ModelFolder, settings: FitSettings) ->
             "float": len(cheap),
             "calibrated": len(middle),
             "quantized": len(dear),
-            "chosen": len(chosen_points),
+            "chosen": len(chosen_genes),
         },
         "held_out_scores": scores,
     }
-    folder.record(space, "fit", facts, -used_before)
+    folder.record(space, "fit", facts, cpu_seconds() - used_before)
     return scores
 
 
@@ -209,12 +213,16 @@ def refine_model(
     collected, chosen = _collected(folder, space)
     told: list[dict[str, float]] = folder.recorded("refine").get("by_round", [])
     for number in range(len(told), rounds):
+        used_before = cpu_seconds() + workers.elsewhere_s
         first = int(sum(each["points"] for each in told))
-        if len(chosen) == first:
-            fit_model(space, folder, settings)
+        fit_model(space, folder, settings, first)
         predictor = Predictor.load(folder.predictor, space)
         genes = choose(costs, predictor, points, chosen.genes[:first], seed=number)
-        numbered = dict(enumerate(genes, start=first))
+        seconds = float(chosen.seconds[first:].sum())  # of a round that was stopped
+        numbered = _missing(genes, chosen, first, points)
+        if not numbered and len(chosen) == first:
+            print(f"round {number + 1}: every network on the fronts is measured already", file=sys.stderr)
+            break
         collect(space, folder.supernet, data, folder.points, {}, collected, workers, device, numbered).close()
         _, chosen = _collected(folder, space)
         predicted, measured = predictor(space.encode(chosen.genes[first:])), chosen.accuracy[first:]
@@ -226,7 +234,8 @@ def refine_model(
         }
         told = [*told, facts]
         record = {**_command(splits), "settings": asdict(collected), "hardware": costs.hardware, "by_round": told}
-        folder.record(space, "refine", record, workers.elsewhere_s)
+        seconds += folder.recorded("refine").get("cpu_seconds", 0.0)
+        folder.record(space, "refine", record, seconds + cpu_seconds() + workers.elsewhere_s - used_before)
     fit_model(space, folder, settings)
     return told
 
@@ -240,6 +249,15 @@ def _collected(folder: ModelFolder, space: SearchSpace) -> tuple[CollectSettings
         return CollectSettings(**{field.name: store.settings[field.name] for field in fields(CollectSettings)}), found
     except KeyError as error:
         raise UserError(f"{folder.points} does not say with which {error} it was collected; collect anew") from None
+
+
+def _missing(genes: Genes, chosen: Points, first: int, points: int) -> dict[int, Genes]:
+    """What a round of `points` has still to measure of `genes`: free numbers go to those not measured yet."""
+    taken = set(chosen.index.tolist())
+    measured = {genome.tobytes() for genome in chosen.genes[first:]}
+    free = (number for number in count(first) if number not in taken)
+    left = [genome for genome in genes if genome.tobytes() not in measured]
+    return dict(zip(free, left[: max(0, points - len(measured))], strict=False))
 
 
 def _parts(points: Points) -> tuple[Points, Points]:
@@ -280,5 +298,6 @@ def _command_line() -> str:
     """The command as it was called, without the folders of this machine."""
     words = ["apq-deploy"]
     for word in sys.argv[1:]:
-        words.append("DIR" if Path(word).is_absolute() else word)
+        option, is_joined, value = word.rpartition("=")
+        words.append(f"{option}{is_joined}DIR" if Path(value).is_absolute() else word)
     return shlex.join(words)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from apq_deploy.errors import UserError
 from apq_deploy.files import atomic, load_arrays, read_json, write_json
-from apq_deploy.progress import cpu_seconds
 from apq_deploy.space import SearchSpace
 from apq_deploy.versions import versions
 
@@ -94,17 +93,17 @@ class ModelFolder:
     def provenance(self) -> Path:
         return self.path / "provenance.json"
 
-    def record(self, space: SearchSpace, step: str, facts: dict[str, Any], elsewhere_s: float = 0.0) -> None:
+    def record(self, space: SearchSpace, step: str, facts: dict[str, Any], cpu_seconds: float) -> None:
         """Note in the provenance file how `step` was done; what it says of other steps stays.
 
-        elsewhere_s: processor time of processes that this one did not start, less its own that another step took.
+        cpu_seconds: processor time of the step, in all processes and over all calls of it that went on with another.
         """
         data: dict[str, Any] = {"schema": PROVENANCE_SCHEMA, "space": space.name, "steps": {}}
         if self.provenance.exists():
             data = read_json(self.provenance, PROVENANCE_SCHEMA)
         data["steps"][step] = {
             **facts,
-            "cpu_seconds": round(cpu_seconds() + elsewhere_s, 2),
+            "cpu_seconds": round(cpu_seconds, 2),
             "date": datetime.now(UTC).date().isoformat(),
             "versions": versions("numpy", "torch", "torchvision"),
         }

@@ -1,4 +1,4 @@
-"""Search spaces: read from TOML, sampled, mutated and crossed as whole gene arrays.
+"""Search spaces: read from TOML, sampled, encoded and decoded as whole gene arrays.
 
 A genome is one row of integers: the depth choice of every stage, then six genes for every block position (kernel size,
 middle channels, and the bit widths of pointwise weight, pointwise activation, depthwise weight, depthwise activation).
@@ -8,7 +8,10 @@ Every gene is an index into its list of choices. Positions beyond a stage's dept
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -203,6 +206,26 @@ class SearchSpace:
             )
         return cls(**values)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What files of a model of this space say of it: its name, and a hash of all that a model depends on."""
+        choices = {name: value for name, value in asdict(self).items() if name not in ("name", "left_out_of_sums")}
+        digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
+        return {"space": self.name, "space_sha256": digest}
+
+    def require(self, found: Mapping[str, Any], path: Path) -> None:
+        """Nothing, if `found` in the file `path` is the identity of this space.
+
+        Raises: UserError otherwise.
+        """
+        if found.get("space") != self.name:
+            raise UserError(f"{path} is of the space {found.get('space')!r}, expected {self.name!r}")
+        if found.get("space_sha256") != self.identity["space_sha256"]:
+            raise UserError(
+                f"{path} was made for other choices than the space {self.name!r} has now; give a changed space a name "
+                "of its own, or make the model anew"
+            )
+
     @cached_property
     def positions(self) -> tuple[Position, ...]:
         """Every place where a block may stand, in order."""
@@ -289,29 +312,6 @@ class SearchSpace:
         """Random genomes, every gene uniform over its choices, (n, n_genes)."""
         genes = rng.integers(0, self.cardinalities, size=(n, self.n_genes), dtype=np.int8)
         return self.repair(genes, rng)
-
-    def mutate(self, genes: Genes, probability: float, rng: np.random.Generator) -> Genes:
-        """Mutants: every block and every depth is drawn anew with `probability`. Source: APQ, section 3.3."""
-        fresh = self.sample(len(genes), rng)
-        redraw = np.concatenate(
-            [
-                rng.random((len(genes), self.n_stages)) < probability,
-                np.repeat(rng.random((len(genes), self.n_blocks)) < probability, GENES_PER_BLOCK, axis=1),
-            ],
-            axis=1,
-        )
-        return np.where(redraw, fresh, genes)
-
-    def cross(self, mothers: Genes, fathers: Genes, rng: np.random.Generator) -> Genes:
-        """Children: every block and every depth comes from one of the two parents at random."""
-        from_mother = np.concatenate(
-            [
-                rng.random((len(mothers), self.n_stages)) < 0.5,
-                np.repeat(rng.random((len(mothers), self.n_blocks)) < 0.5, GENES_PER_BLOCK, axis=1),
-            ],
-            axis=1,
-        )
-        return np.where(from_mother, mothers, fathers)
 
     def repair(self, genes: Genes, rng: np.random.Generator) -> Genes:
         """The same genomes with forbidden depthwise activation bits drawn anew among the allowed ones."""

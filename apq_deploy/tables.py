@@ -21,6 +21,7 @@ from hwmodels.measurements_file import import_measurements
 from hwmodels.table import Progress
 
 HOST = "host"
+REPEATS = 20
 MISSING_SHOWN = 10
 
 
@@ -37,9 +38,10 @@ def build_model_table(
 
     Raises: UserError or HardwareError for a space, a hardware or a file that cannot be used.
     """
-    if ray is not None and hardware != HOST:
+    if hardware != HOST and (ray is not None or subset is not None or (threads, repeats) != (1, REPEATS)):
         raise UserError(
-            f"expected the hardware {HOST!r} with --ray, got {hardware!r}; a model's table takes a second here"
+            f"expected the hardware {HOST!r} with --ray, --subset, --threads or --repeats, got {hardware!r}; a model's "
+            "table is computed, in a second"
         )
     space = SearchSpace.load(space_name)
     widths = ALL_WIDTHS if hardware == HOST else Widths.of(load_hardware(hardware).describe())
@@ -95,6 +97,8 @@ def _host_table(
 
 def import_measured_table(measurements: Path, output: Path, space_name: str | None, fit_missing: bool) -> str:
     """What was imported, for a reader; the table is in `output`."""
+    if fit_missing and space_name is None:
+        raise UserError("expected --space with --fit-missing: it says which layers are missing")
     entries = space_entries(SearchSpace.load(space_name)) if space_name is not None else None
     device = MeasuredDevice(measurements.stem, {"file": measurements.name})
     found = import_measurements(measurements, device, entries)

@@ -41,7 +41,6 @@ OPSET, IR_VERSION = 21, 10
 PACKED_OPSET, PACKED_IR_VERSION = 25, 13  # the first with two-bit tensors
 LOGITS = "logits"
 Attributes = dict[str, int | list[int]]
-STORAGE = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
 
 def write_onnx(net: QuantizedNetwork, path: str | os.PathLike[str], *, pack_6bit: bool = False) -> None:

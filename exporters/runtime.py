@@ -28,6 +28,8 @@ INT8_ALLOWED = ("session.qdqisint8allowed", "1")
 # slower kernels that do not. With VNNI it would only cost time, and int8 activations.
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 CPU_DESCRIPTION = Path("/proc/cpuinfo")
+RUN_BATCH = 256
+"""Images at a time, for a model that takes any number: memory does not grow with the data set."""
 
 INTEGER_KERNELS = frozenset({"QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 
@@ -155,12 +157,13 @@ def _reads_codes(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def _run(session: ort.InferenceSession, names: list[str], images: NDArray[np.float32]) -> list[NDArray]:
-    """The named values, for all images; a model of fixed batch size is run as often as it takes."""
+    """The named values, for all images: some at a time, or as many as a model of fixed batch size takes."""
     source = session.get_inputs()[0]
     images = np.ascontiguousarray(images, dtype=np.float32)
-    batch = source.shape[0] if source.shape and isinstance(source.shape[0], int) else max(1, len(images))
-    if not len(images) or len(images) % batch:
-        raise ExportError(f"the model takes {batch} images at a time, got {len(images)}; give a multiple")
+    fixed = source.shape[0] if source.shape and isinstance(source.shape[0], int) else None
+    if not len(images) or len(images) % (fixed or 1):
+        raise ExportError(f"the model takes {fixed or 'some'} images at a time, got {len(images)}; give a multiple")
+    batch = fixed or RUN_BATCH
     try:
         runs = [
             session.run(names, {source.name: images[start : start + batch]}) for start in range(0, len(images), batch)

@@ -67,7 +67,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     widths = ((1, 8, tiny.n_features), (1, 1, 8))
     weights = tuple(np.zeros(shape, np.float32) for shape in widths)
     biases = tuple(np.zeros(shape[:2], np.float32) for shape in widths)
-    Predictor("tiny", weights, biases, 0.5, 0.1, True).save(folder / "tiny-predictor.safetensors")
+    Predictor(tiny, weights, biases, 0.5, 0.1, True).save(folder / "tiny-predictor.safetensors")
     store = PointStore(folder / "tiny.sqlite", tiny, {"seed": 0})
     store.add("float", 0, planned_genome(tiny, "float", 0, 0), 0.5, 1.0)
     store.close()
@@ -136,7 +136,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("deeprun", "search", "[" * 100_000),
         ("emptyrun", "search", ""),
         ("cutrun", "search", '{"schema": "apq-deploy/search/1", "genome": [1, 2'),
-        ("exportrun", "search", '{"schema": "apq-deploy/export/1"}'),
+        ("exportrun", "search", '{"schema": "apq-deploy/export/2"}'),
         ("frontrun", "front", '{"schema": "apq-deploy/search/1"}'),
         ("newfront", "front", '{"schema": "apq-deploy/front/9"}'),
     ):
@@ -305,7 +305,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("export", "new.onnx", "--run", "deeprun"), ("not complete JSON",)),
     (("export", "new.onnx", "--run", "emptyrun"), ("not complete JSON",)),
     (("export", "new.onnx", "--run", "cutrun"), ("not complete JSON",)),
-    (("export", "new.onnx", "--run", "exportrun"), ("apq-deploy/export/1",)),
+    (("export", "new.onnx", "--run", "exportrun"), ("apq-deploy/export/2",)),
     (("report", "--run", "sparserun"), ("larger than",)),
     (("pick", "--run", "frontrun"), ("apq-deploy/search/1",)),
     (("pick", "--run", "newfront"), ("apq-deploy/front/9",)),

@@ -164,7 +164,7 @@ BAD = [
     (("unknown hardware",), "hardware", "show", "abacus"),
     (("empty.csv",), "lut", "check", "empty.csv"),
     (("missing.csv",), "lut", "compare", "missing.csv", "empty.csv"),
-    (("positive",), "train", "--data", "nodata", "--largest-steps", "0"),
+    (("--largest-steps", "greater than or equal to 1"), "train", "--data", "nodata", "--largest-steps", "0"),
 ]
 
 

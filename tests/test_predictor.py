@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def test_pairwise_accuracy_and_tau_by_hand() -> None:
     assert pairwise_accuracy(np.zeros(4), measured) == 0.5
     assert kendall_tau(measured, measured) == pytest.approx(1)
     assert kendall_tau(-measured, measured) == pytest.approx(-1)
+    assert (pairwise_accuracy(measured, np.ones(4)), kendall_tau(measured, np.ones(4))) == (0.5, 0.0)
 
 
 def test_planned_points_are_of_both_kinds() -> None:
@@ -175,6 +177,10 @@ def test_predictor_files_come_back(tmp_path: Path) -> None:
     assert np.allclose(loaded(features), predictor(features), atol=1e-3)
     with pytest.raises(UserError, match="space 'fashion', expected 'small'"):
         Predictor.load(path, SMALL)
+    for changed in (replace(FASHION, bits=(2, 3, 8)), replace(FASHION, kernel_sizes=(1, 3, 5))):
+        with pytest.raises(UserError, match="made for other choices than the space 'fashion' has now"):
+            Predictor.load(path, changed)
+    Predictor.load(path, replace(FASHION, left_out_of_sums=("classifier",)))  # changes costs alone
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match="not a complete safetensors"):
         Predictor.load(path, FASHION)
@@ -207,6 +213,8 @@ def test_the_store_keeps_every_point_once(tmp_path: Path) -> None:
         PointStore(path, FASHION, {**settings, "seed": 1})
     with pytest.raises(UserError, match="space 'fashion', expected 'small'"):
         PointStore(path, SMALL)
+    with pytest.raises(UserError, match="made for other choices than the space 'fashion' has now"):
+        PointStore(path, replace(FASHION, bits=(3, 6, 8)))
 
 
 def test_wrong_databases_are_refused(tmp_path: Path) -> None:
@@ -255,3 +263,32 @@ def test_fitting_needs_held_out_points(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="quantized points that are held out from fitting, got 0 beside 15"):
         fit_model(FASHION, folder, QUICK)
     assert not folder.predictor.exists()
+
+
+@pytest.mark.parametrize("n_chosen", [None, 5])
+def test_what_is_kept_is_fitted_to_points_of_every_kind(tmp_path: Path, n_chosen: int | None) -> None:
+    """The mean of the correction by calibrated, then by quantized and chosen points, and of a network from scratch."""
+    folder = ModelFolder(tmp_path)
+    rng = np.random.default_rng(0)
+    store = PointStore(folder.points, FASHION, {"seed": 0})
+    genes = {"chosen": FASHION.sample(8, rng)}
+    for kind, n in (("float", 20), ("quantized", 100), ("calibrated", 100)):
+        genes[kind] = np.stack([planned_genome(FASHION, kind, number, 0) for number in range(n)])  # type: ignore[arg-type]
+    labels = {kind: truth(found, kind != "float") + 0.01 * (kind == "calibrated") for kind, found in genes.items()}
+    for kind, found in genes.items():
+        for number, (genome, label) in enumerate(zip(found, labels[kind], strict=True)):
+            store.add(kind, number, genome, label, 1.0)  # type: ignore[arg-type]
+    store.close()
+    fit_model(FASHION, folder, QUICK, n_chosen)
+
+    def part(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        kept = [not is_held_out(kind, number) for number in range(len(genes[kind]))]  # type: ignore[arg-type]
+        return genes[kind][kept], labels[kind][kept]
+
+    source = fit_correction(FASHION, *part("calibrated"), fit_float(FASHION, *part("float"), QUICK))
+    chosen = genes["chosen"][:n_chosen], labels["chosen"][:n_chosen]
+    dear = [np.concatenate(both) for both in zip(part("quantized"), chosen, strict=True)]
+    scratch = fit_quantized(FASHION, *dear, QUICK, None)
+    expected = mean_of(fit_correction(FASHION, *dear, source), scratch)
+    features = FASHION.encode(FASHION.sample(50, rng))
+    assert np.abs(Predictor.load(folder.predictor, FASHION)(features) - expected(features)).max() < 5e-4

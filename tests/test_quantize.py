@@ -177,7 +177,7 @@ def test_long_finetuning_goes_on_and_keeps_the_best(tmp_path: Path) -> None:
     settings = FinetuneSettings(12, 32)
 
     def keeper(path: Path) -> BestState:
-        return BestState(path, validation, calibration, "a network", every=4)
+        return BestState(path, validation, calibration, {"network": 1}, every=4)
 
     def fresh() -> QuantizedSubnet:
         network = QuantizedSubnet(copy.deepcopy(subnet))

@@ -22,6 +22,7 @@ from apq_deploy.predictor.fit import FitSettings
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import PointStore
 from apq_deploy.search import SpaceCosts
+from apq_deploy.search.pareto import pareto_search
 from apq_deploy.supernet.network import Supernet
 from apq_deploy.supernet.train import save_supernet
 from apq_deploy.workers import Workers
@@ -112,7 +113,7 @@ def test_what_is_chosen_is_on_the_fronts_and_not_known(place: Place) -> None:
     space = tiny(place)
     costs = SpaceCosts.from_hardware(space, load_hardware("bitfusion"))
     slope = np.random.default_rng(0).normal(size=(1, 1, space.n_features)).astype(np.float32)
-    predictor = Predictor("tiny", (slope,), (np.zeros((1, 1), np.float32),), 0.5, 0.1, True)
+    predictor = Predictor(space, (slope,), (np.zeros((1, 1), np.float32),), 0.5, 0.1, True)
     first = choose(costs, predictor, 9, np.zeros((0, space.n_genes), np.int8), seed=0)
     assert len(np.unique(first, axis=0)) == 9
     second = choose(costs, predictor, 9, first, seed=0)
@@ -122,6 +123,45 @@ def test_what_is_chosen_is_on_the_fronts_and_not_known(place: Place) -> None:
     better = predictor(space.encode(others))[:, None] > predictor(space.encode(first))
     cheaper = [costs.totals(others)[:, [c]] < costs.totals(first)[:, c] for c in columns]
     assert not (better & np.all(cheaper, axis=0)).any()
+
+
+def test_picks_of_a_front_lie_evenly_from_end_to_end(place: Place) -> None:
+    space = tiny(place)
+    costs = SpaceCosts.from_hardware(space, load_hardware("bitfusion"))
+    slope = np.random.default_rng(0).normal(size=(1, 1, space.n_features)).astype(np.float32)
+    predictor = Predictor(space, (slope,), (np.zeros((1, 1), np.float32),), 0.5, 0.1, True)
+    front = pareto_search(costs, predictor, ("latency_ms",), seed=0).genes
+    picked = choose(costs, predictor, 9, np.zeros((0, space.n_genes), np.int8), seed=0)[:3]
+    places = [int((front == genome).all(axis=1).argmax()) for genome in picked]
+    assert places == [0, round((len(front) - 1) / 2), len(front) - 1]
+
+
+def test_a_stopped_round_goes_on_with_another_number_of_points(place: Place) -> None:
+    """What it has measured counts, and is not measured again."""
+    folder = ModelFolder(place.path / "more")
+    shutil.copytree(place.path / "model", folder.path)
+    costs = SpaceCosts.from_hardware(tiny(place), load_hardware("bitfusion"))
+    with pytest.raises(KeyboardInterrupt):
+        refine_model(costs, place.path / "data", folder, QUICK, 6, 1, Here(3))
+    (told,) = refine_model(costs, place.path / "data", folder, QUICK, 12, 1, Here())
+    chosen = [row[2] for row in rows(folder.path) if row[0] == "chosen"]
+    assert told["points"] == len(chosen) == len(set(chosen)) == 12
+
+
+def test_refining_ends_where_nothing_is_left_to_choose(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ModelFolder(place.path / "all")
+    shutil.copytree(place.path / "model", folder.path)
+    costs = SpaceCosts.from_hardware(tiny(place), load_hardware("bitfusion"))
+
+    class Nothing(Here):
+        def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+            pytest.fail("nothing was left to measure")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apq_deploy.learn.choose", lambda *_, **__: np.zeros((0, tiny(place).n_genes), np.int8))
+        assert refine_model(costs, place.path / "data", folder, QUICK, 6, 3, Nothing()) == []
+    assert "round 1: every network on the fronts is measured already" in capsys.readouterr().err
+    assert folder.recorded("refine") == {}
 
 
 def test_refining_needs_points_and_settings(place: Place, tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from apq_deploy.deployment import describe_run
 from apq_deploy.errors import UserError
 from apq_deploy.predictor.collect import CollectSettings
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.predictor.store import PointStore, planned_genome
 from apq_deploy.report import write_report
+from apq_deploy.report.evidence import front_of, hardware_costs
 from apq_deploy.report.making import stage_costs
 from apq_deploy.report.markup import data_table, tag
 from apq_deploy.report.plot import Row, Scale, Series, bars, bounds, chart, ticks
@@ -50,7 +52,7 @@ def small_predictor(seed: int = 0) -> Predictor:
         return (0.1 * rng.standard_normal(shape)).astype(np.float16).astype(np.float32)
 
     weights = (halves(1, 16, SPACE.n_features), halves(1, 1, 16))
-    return Predictor(SPACE.name, weights, (halves(1, 16), halves(1, 1)), 0.88, 0.05, True)
+    return Predictor(SPACE, weights, (halves(1, 16), halves(1, 1)), 0.88, 0.05, True)
 
 
 def export_record(result: SearchResult) -> dict[str, Any]:
@@ -73,9 +75,11 @@ def export_record(result: SearchResult) -> dict[str, Any]:
         for index, named in enumerate(arch_layers(SPACE, result.arch))
     ]
     return {
-        "schema": "apq-deploy/export/1",
+        "schema": "apq-deploy/export/2",
         "model": "model.onnx",
+        "model_sha256": "ab" * 32,
         "space": SPACE.name,
+        "genome": list(result.genome),
         "settings": {"finetune_steps": 20, "weight_method": None, "act_method": None, "seed": 3},
         "images": {"source": "sample images of the model", "train": 1999, "test": 1998},
         "predicted_accuracy_percent": 100 * result.predicted_accuracy,
@@ -99,8 +103,9 @@ def compile_record() -> dict[str, Any]:
     difference = {"source": "TVM", "tensor": "t", "differing": 7, "total": 99, "largest": 1}
     timings = [("compiled", 0.01331, 0.0131, 0.0138), ("onnxruntime", 0.05287, 0.0516, 0.0587)]
     return {
-        "schema": "apq-deploy/compile/1",
+        "schema": "apq-deploy/compile/2",
         "model": "model.onnx",
+        "model_sha256": "ab" * 32,
         "library": "model.so",
         "target": "x86-64-vnni",
         "threads": 1,
@@ -539,6 +544,34 @@ def test_a_run_that_has_only_searched_says_which_commands_go_on(case: Case) -> N
     assert "expand" in parts["layers"]
 
 
+def test_records_of_another_network_are_not_mixed_in(case: Case) -> None:
+    """A later search, or a later export, in the same folder."""
+    changed(case.run / "compile.json", model_sha256="cd" * 32)
+    parts = Outline(written(case)).sections
+    assert "apq-deploy compile model.onnx" in parts["agreement"]
+    assert "64.98 kB" in parts["size"]
+    assert "onnxruntime's time" not in describe_run(case.run)
+    assert f"not shown: {case.run / 'compile.json'}, which is of another network" in describe_run(case.run)
+    other = search(COSTS, small_predictor(), Budget(latency_ms=0.04), seed=1, settings=SHORT)
+    (case.run / "search.json").write_text(json.dumps(other.to_json()))
+    parts = Outline(written(case)).sections
+    assert "apq-deploy export model.onnx" in parts["accuracy"]
+    assert "64.98 kB" not in "".join(parts.values())
+    assert f"not shown: {case.run / 'export.json'}, which is of another network" in describe_run(case.run)
+
+
+def test_the_pages_own_front_holds_what_the_search_held(case: Case) -> None:
+    """Of the network that --network named, not of the largest."""
+    predictor, genes = small_predictor(), SPACE.sample(1, np.random.default_rng(4))[0]
+    result = search(COSTS, predictor, Budget(), seed=1, settings=SHORT, freeze=("architecture",), network=genes)
+    (case.run / "search.json").write_text(json.dumps(result.to_json()))
+    records = RunRecords.load(case.run, case.model)
+    front, is_own = front_of(records, predictor, hardware_costs(result, None, None))
+    assert isinstance(front, Front) and is_own
+    macs = {SpaceCosts.of(COSTS, genome)["macs_m"] for genome in front.genes}
+    assert macs == {result.costs["full"]["macs_m"]}
+
+
 def test_the_predictor_of_another_model_is_not_taken_for_the_one_of_the_search(case: Case) -> None:
     small_predictor(seed=9).save(case.model / "predictor.safetensors")
     parts = Outline(written(case)).sections
@@ -565,7 +598,7 @@ def test_a_library_for_another_machine(case: Case) -> None:
 DAMAGES = {
     "empty": lambda text: "",
     "truncated": lambda text: text[: len(text) // 2],
-    "another schema": lambda text: text.replace("/1", "/2", 1),
+    "another schema": lambda text: text.replace('"apq-deploy/', '"others/', 1),
     "a list": lambda text: "[]",
     "no more than its schema": lambda text: json.dumps({"schema": json.loads(text)["schema"]}),
     "words for numbers": lambda text: text.replace(": 0", ': "x').replace(": 1", ': "y'),

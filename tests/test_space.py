@@ -86,35 +86,6 @@ def test_every_active_choice_changes_the_features(name: str, seed: int) -> None:
         assert (space.encode(other[None])[0] != before).any() == in_use
 
 
-@pytest.mark.parametrize("name", SPACES)
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
-def test_children_stay_in_the_space(name: str, seed: int) -> None:
-    space, generator = SPACES[name], rng(seed)
-    mothers, fathers = space.sample(20, generator), space.sample(20, generator)
-    children = space.cross(mothers, fathers, generator)
-    from_mother, from_father = children == mothers, children == fathers
-    assert (from_mother | from_father).all()
-    assert (~from_mother).any()
-    assert (~from_father).any()
-    mutants = space.mutate(children, 0.1, generator)
-    for genome in np.concatenate([children, mutants]):
-        for block in space.decode(genome).blocks:
-            assert block.bits is not None
-            if name == "apq-imagenet":
-                assert (block.kernel_size, block.bits.depthwise_act) != (7, 4)
-
-
-def test_mutation_rate_is_per_block() -> None:
-    space = SPACES["fashion"]
-    genes = np.zeros((4000, space.n_genes), np.int8)
-    _, before = space.split(genes)
-    _, after = space.split(space.mutate(genes, 0.1, rng()))
-    # A redrawn block keeps all six choices with the chance of drawing each of them again.
-    kept = np.mean([1 / (3 * len(p.channels) * 3**4) for p in space.positions])
-    assert (after != before).any(axis=2).mean() == pytest.approx(0.1 * (1 - kept), abs=0.005)
-
-
 def test_sampling_is_uniform_and_seeded() -> None:
     space = SPACES["fashion"]
     genes = space.sample(6000, rng(3))

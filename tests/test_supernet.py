@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,18 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     train_supernet(SMALL, small_data().train, tmp_path, SETTINGS)
     with pytest.raises(UserError, match="another seed"):
         train_supernet(SMALL, small_data().train, tmp_path, TrainSettings(6, 4, 4, 4, batch_size=32, seed=1))
+    for images in (small_data(241).train, small_data().held_out):
+        with pytest.raises(UserError, match="another training images"):
+            train_supernet(SMALL, images, tmp_path, SETTINGS)
+    with pytest.raises(UserError, match="made for other choices than the space 'small' has now"):
+        train_supernet(replace(SMALL, bits=(2, 4)), small_data().train, tmp_path, SETTINGS)
+
+
+def test_time_counts_over_all_starts(tmp_path: Path) -> None:
+    first = train_supernet(SMALL, small_data().train, tmp_path, SETTINGS)[1]
+    again = train_supernet(SMALL, small_data().train, tmp_path, SETTINGS)[1]
+    assert first.earlier_cpu_seconds == 0 < again.earlier_cpu_seconds
+    assert again.seconds == pytest.approx(first.seconds, abs=0.1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])

@@ -28,11 +28,11 @@ def train(
     data: DataOption,
     space: SpaceOption = "fashion",
     model: ModelOption = None,
-    largest_steps: Annotated[int, typer.Option(help="Steps on the largest network.")] = 3000,
-    kernel_steps: Annotated[int, typer.Option(help="Steps with elastic kernel sizes.")] = 800,
-    depth_steps: Annotated[int, typer.Option(help="Steps with elastic depths as well.")] = 1000,
-    width_steps: Annotated[int, typer.Option(help="Steps with elastic widths as well.")] = 2400,
-    batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 128,
+    largest_steps: Annotated[int, typer.Option(min=1, help="Steps on the largest network.")] = 3000,
+    kernel_steps: Annotated[int, typer.Option(min=0, help="Steps with elastic kernel sizes.")] = 800,
+    depth_steps: Annotated[int, typer.Option(min=0, help="Steps with elastic depths as well.")] = 1000,
+    width_steps: Annotated[int, typer.Option(min=0, help="Steps with elastic widths as well.")] = 2400,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step, of all processes together.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak rate on the largest network.")] = 4e-3,
     shrinking: Annotated[
         bool,
@@ -82,14 +82,14 @@ def collect(
     data: DataOption,
     space: SpaceOption = "fashion",
     model: ModelOption = None,
-    float_points: Annotated[int, typer.Option(help="Full-precision points, by evaluation only.")] = 1200,
-    quantized_points: Annotated[int, typer.Option(help="Quantized points, after a short fine-tuning.")] = 400,
+    float_points: Annotated[int, typer.Option(min=0, help="Full-precision points, by evaluation only.")] = 1200,
+    quantized_points: Annotated[int, typer.Option(min=0, help="Quantized points, after a short fine-tuning.")] = 400,
     calibrated_points: Annotated[
-        int, typer.Option(help="Quantized points without fine-tuning; every fine-tuned one brings its own.")
+        int, typer.Option(min=0, help="Quantized points without fine-tuning; every fine-tuned one brings its own.")
     ] = 0,
-    finetune_steps: Annotated[int, typer.Option(help="Fine-tuning steps before a quantized label.")] = 20,
+    finetune_steps: Annotated[int, typer.Option(min=0, help="Fine-tuning steps before a quantized label.")] = 20,
     held_out_images: Annotated[
-        int, typer.Option(help="Held-out training images that a label is measured on.")
+        int, typer.Option(min=1, help="Held-out training images that a label is measured on.")
     ] = 10_000,
     workers: WorkersOption = 1,
     ray: RayOption = None,
@@ -156,8 +156,8 @@ def refine(
     space: SpaceOption = "fashion",
     model: ModelOption = None,
     hardware: HardwareOption = "bitfusion",
-    points: Annotated[int, typer.Option(help="Points of a round.")] = 40,
-    rounds: Annotated[int, typer.Option(help="Rounds in all, those of earlier calls among them.")] = 3,
+    points: Annotated[int, typer.Option(min=1, help="Points of a round.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in all, those of earlier calls among them.")] = 3,
     workers: WorkersOption = 1,
     ray: RayOption = None,
     seed: SeedOption = 0,

@@ -19,7 +19,7 @@ DataOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-WorkersOption = Annotated[int, typer.Option(help="Processes that measure at the same time.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that measure at the same time.")]
 RayOption = Annotated[
     str | None,
     typer.Option(

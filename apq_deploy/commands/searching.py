@@ -68,11 +68,17 @@ def search(
         search_front,
         search_network,
     )
+    from apq_deploy.errors import UserError
     from apq_deploy.files import locked
     from apq_deploy.search import Budget, UnreachableBudget
     from apq_deploy.search.explain import explain_lines
+    from apq_deploy.search.run import DEFAULT_ALGORITHM
     from apq_deploy.space import SearchSpace
 
+    if pareto and (explain or algorithm != DEFAULT_ALGORITHM):
+        raise UserError("expected --pareto without --explain and --algorithm: a front is searched by one algorithm")
+    if objective and not pareto:
+        raise UserError("expected --pareto with --objective; without it the budget says what is searched")
     budget = Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m)
     request = SearchRequest(
         space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, network, seed

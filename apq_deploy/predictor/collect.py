@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,7 +30,7 @@ from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.finetune import FinetuneSettings, finetune
 from apq_deploy.quantize.network import QuantizedSubnet, accuracy
 from apq_deploy.space import Genes, SearchSpace
-from apq_deploy.supernet.data import DataSplits, load_data, whole
+from apq_deploy.supernet.data import DataSplits, Subset, fingerprint, load_data, whole
 from apq_deploy.supernet.network import Supernet, load_supernet
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 from apq_deploy.supernet.train import calibration_batches
@@ -53,6 +54,13 @@ class CollectSettings:
     batch_size: int = 128
     held_out_images: int = 10_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.finetune_steps < 0 or self.batch_size < 2 or self.held_out_images < 1:
+            raise UserError(
+                "expected finetune_steps >= 0, batch_size >= 2 and held_out_images >= 1, got "
+                f"{self.finetune_steps}, {self.batch_size} and {self.held_out_images}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +141,8 @@ def _laboratory(space: SearchSpace, supernet: Path, data: Path, settings: Collec
 _Setup = tuple[SearchSpace, Path, Path, CollectSettings, str]
 
 
-_Identity = tuple[str, int, int]
-"""Hash of the supernet, numbers of training and of held-out images."""
+_Identity = tuple[str, str, str]
+"""Hash of the supernet, training images and held-out images."""
 
 
 def _measure(identity: _Identity, setup: _Setup, kind: Kind, number: int, genome: Genes) -> list[Measured]:
@@ -151,7 +159,7 @@ def _measure(identity: _Identity, setup: _Setup, kind: Kind, number: int, genome
 @cache
 def _identity(setup: _Setup) -> _Identity:
     laboratory = _laboratory(*setup)
-    return weights_sha256(laboratory.network), len(laboratory.train), len(laboratory.held_out)
+    return weights_sha256(laboratory.network), fingerprint(laboratory.train), fingerprint(laboratory.held_out)
 
 
 def collect(
@@ -176,7 +184,10 @@ def collect(
         workers = Processes(workers)
     digest = weights_sha256(load_supernet(space, supernet))  # a wrong file is an error before anything is written
     splits = load_data(space, data)
-    store = PointStore(store_path, space, {**asdict(settings), "data": splits.name, "supernet_sha256": digest})
+    held_out = Subset(splits.held_out, np.arange(min(settings.held_out_images, len(splits.held_out))))
+    identity: _Identity = (digest, fingerprint(splits.train), fingerprint(held_out))
+    about = dict(zip(("supernet", "training images", "held-out images"), identity, strict=True))
+    store = PointStore(store_path, space, {**asdict(settings), **about})
     genomes = chosen or {}
     wanted: dict[Kind, set[int]] = {kind: set(range(counts.get(kind, 0))) - store.done(kind) for kind in PLANNED}
     wanted["calibrated"] -= wanted["quantized"]
@@ -188,7 +199,6 @@ def collect(
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)  # for the workers: this process has begun without
     setup: _Setup = (space, supernet.resolve(), data.resolve(), settings, device)
-    identity: _Identity = (digest, len(splits.train), min(settings.held_out_images, len(splits.held_out)))
     tasks = [(identity, setup, *point) for point in missing]
     try:
         with progress("collect", len(missing)) as advance, workers:

@@ -211,4 +211,4 @@ def _train(
             schedule.step()
     weights = tuple(layer.weight.detach().numpy()[None].copy() for layer in layers)
     biases = tuple(layer.bias.detach().numpy()[None].copy() for layer in layers)
-    return Predictor(space.name, weights, biases, mean, std, quantized)
+    return Predictor(space, weights, biases, mean, std, quantized)

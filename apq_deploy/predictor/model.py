@@ -30,7 +30,7 @@ class Predictor:
     alone.
     """
 
-    space: str
+    space: SearchSpace
     weights: tuple[NDArray[np.float32], ...]
     biases: tuple[NDArray[np.float32], ...]
     mean: float
@@ -53,7 +53,7 @@ class Predictor:
             tensors |= {f"{index}.weight": weight.astype(np.float16), f"{index}.bias": bias.astype(np.float16)}
         header = {"mean": self.mean, "std": self.std, "quantized": self.quantized, "metrics": self.metrics}
         with atomic(path) as temporary:
-            save_file(tensors, temporary, {"schema": SCHEMA, "space": self.space, "predictor": json.dumps(header)})
+            save_file(tensors, temporary, {"schema": SCHEMA, **self.space.identity, "predictor": json.dumps(header)})
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace) -> Predictor:
@@ -72,8 +72,7 @@ class Predictor:
             raise UserError(f"{path} is not a complete safetensors file ({error})") from None
         if metadata.get("schema") != SCHEMA:
             raise UserError(f"{path}: expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
-        if metadata.get("space") != space.name:
-            raise UserError(f"{path} is a predictor of the space {metadata.get('space')!r}, expected {space.name!r}")
+        space.require(metadata, path)
         try:
             header = json.loads(metadata["predictor"])
             mean, std = float(header["mean"]), float(header["std"])
@@ -95,21 +94,23 @@ class Predictor:
                 f"{path} reads {reads} features, the space {space.name!r} has {n_inputs}, or its layers do not fit "
                 "each other; fit it again"
             )
-        return cls(space.name, weights, biases, mean, std, quantized, metrics)
+        return cls(space, weights, biases, mean, std, quantized, metrics)
 
 
 def pairwise_accuracy(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:
     """Share of pairs ranked right, of those whose measured values differ; a predicted tie counts half.
 
+    Where no two values differ, 0.5, as by chance.
+
     Source: APQ (CVPR 2020), section 4.3.
     """
     order = np.sign(predicted[:, None] - predicted) * np.sign(measured[:, None] - measured)
     differ = measured[:, None] != measured
-    return float(((order[differ] + 1) / 2).mean()) if differ.any() else float("nan")
+    return float(((order[differ] + 1) / 2).mean()) if differ.any() else 0.5
 
 
 def kendall_tau(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:
-    """Kendall's tau-b of two rankings."""
+    """Kendall's tau-b of two rankings; 0 where one of them ranks nothing."""
     a, b = np.sign(predicted[:, None] - predicted), np.sign(measured[:, None] - measured)
     norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / norm if norm else float("nan")
+    return float((a * b).sum()) / norm if norm else 0.0

@@ -105,7 +105,7 @@ class PointStore:
         """The header, made in an empty file; a database of something else stays as it is."""
         tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
         if not tables and settings is not None:
-            header = {"schema": SCHEMA, "space": self.space.name, "settings": _canonical(settings)}
+            header = {"schema": SCHEMA, **self.space.identity, "settings": _canonical(settings)}
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
             self._db.execute(
@@ -121,10 +121,7 @@ class PointStore:
         """The settings of the header, if it is one of this space and of these settings."""
         if header.get("schema") != SCHEMA:
             raise UserError(f"{self.path}: expected schema {SCHEMA!r}, got {header.get('schema')!r}")
-        if header.get("space") != self.space.name:
-            raise UserError(
-                f"{self.path} holds points of the space {header.get('space')!r}, expected {self.space.name!r}"
-            )
+        self.space.require(header, self.path)
         try:
             found = dict(json.loads(header["settings"]))
         except (KeyError, ValueError, TypeError, RecursionError) as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ class BestState:
     path: Path
     validation: ImagesInMemory
     calibration: list[Tensor]
-    identity: str
+    identity: Mapping[str, Any]
     every: int = 100
 
 
@@ -95,7 +97,7 @@ class _Course:
 
     def _identity(self) -> str:
         assert self.keep is not None
-        return f"{self.keep.identity} {json.dumps(asdict(self.settings), sort_keys=True)}"
+        return json.dumps({**self.keep.identity, "settings": asdict(self.settings)}, sort_keys=True)
 
     def _restore(self, keep: BestState) -> None:
         tensors, metadata = read_safetensors(keep.path)

@@ -129,6 +129,7 @@ def front_of(
             seed=records.search.seed,
             freeze=records.search.freeze,
             bits=records.search.bits,
+            network=records.search.genes if records.search.freeze else None,
             settings=PAGE_FRONT,
         )
     return front, True

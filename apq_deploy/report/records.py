@@ -18,9 +18,6 @@ from apq_deploy.search import Front, SearchResult
 from apq_deploy.search.front import SCHEMA as FRONT_SCHEMA
 from apq_deploy.search.result import SCHEMA as SEARCH_SCHEMA
 
-EXPORT_SCHEMA = "apq-deploy/export/1"
-COMPILE_SCHEMA = "apq-deploy/compile/1"
-
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -203,14 +200,16 @@ class RunRecords:
             "The network has not been compiled.", f"apq-deploy compile model.onnx -o model.so{where}"
         )
         front: Front | Missing = Missing("There is no front in the run folder.", f"apq-deploy search --pareto{where}")
-        if folder.export.is_file():
-            raw[folder.export.name] = read_json(folder.export, EXPORT_SCHEMA)
+        export_record = folder.exported(search)
+        if export_record is not None:
+            raw[folder.export.name] = export_record
             with _checked(folder.export, "export"):
-                exported = ExportRecord.from_json(raw[folder.export.name])
-        if folder.compile.is_file():
-            raw[folder.compile.name] = read_json(folder.compile, COMPILE_SCHEMA)
+                exported = ExportRecord.from_json(export_record)
+        compile_record = folder.compiled(export_record)
+        if compile_record is not None:
+            raw[folder.compile.name] = compile_record
             with _checked(folder.compile, "compile"):
-                compiled = CompileRecord.from_json(raw[folder.compile.name])
+                compiled = CompileRecord.from_json(compile_record)
         if folder.front.is_file():
             raw[folder.front.name] = read_json(folder.front, FRONT_SCHEMA)
             with _checked(folder.front, "search --pareto"):

@@ -117,11 +117,6 @@ class Choices:
     def is_everything(self) -> bool:
         return bool((self.counts == self.space.cardinalities).all())
 
-    @property
-    def free_genes(self) -> int:
-        """How many genes have more than one allowed value."""
-        return int((self.counts > 1).sum())
-
     def contains(self, genes: Genes) -> NDArray[np.bool_]:
         """Whether every active gene of each genome takes an allowed value that exists, (n,)."""
         genes = np.asarray(genes)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_deploy.search.budget import Budget, UnreachableBudget, in_words, metric_words
-from apq_deploy.search.costs import ROUNDING, Metric
+from apq_deploy.search.costs import ROUNDING
 from apq_deploy.search.exact import find_within
 from apq_deploy.search.menu import Menu
 from apq_deploy.space import Genes
@@ -114,29 +114,6 @@ def reach(menu: Menu, bounds: NDArray[np.float64], *, state_limit: int = STATE_L
     if found is not None:
         return Reach(_canonical(menu, found), True, best_weights)
     return Reach(_canonical(menu, nearest), False if complete else None, best_weights)
-
-
-def least_within(menu: Menu, name: Metric, bounds: NDArray[np.float64], tolerance: float = 1e-3) -> Genes | None:
-    """A network of nearly the least `name` among those that keep the other bounds, or None if none was found.
-
-    Bisects the limit on `name` to `tolerance` relative; a limit that is neither reached nor refuted counts as refuted.
-    """
-    column = menu.costs.column(name)
-    trial = bounds.copy()
-    trial[column] = np.inf
-    start = reach(menu, trial)
-    if not start.reachable:
-        return None
-    best, low = start.genome, menu.costs.one(name, menu.minimum(name))
-    high = menu.costs.one(name, best)
-    while high > low * (1.0 + tolerance):
-        trial[column] = 0.5 * (low + high)
-        answer = reach(menu, trial)
-        if answer.reachable:
-            best, high = answer.genome, menu.costs.one(name, answer.genome)
-        else:
-            low = float(trial[column])
-    return best
 
 
 def _canonical(menu: Menu, genome: Genes) -> Genes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from apq_deploy.supernet.vision import import_torchvision
 
 SPLIT_SEED = 20_200_615
 HELD_OUT = 10_000
+FINGERPRINT_IMAGES = 64
 
 
 class ImageSet(Protocol):
@@ -156,6 +158,13 @@ def spread(part: ImageSet, n: int, seed: int) -> ImagesInMemory:
         raise UserError(f"asked for {n} images, the data set part has {len(part)}")
     indices = np.sort(np.random.default_rng(seed).choice(len(part), n, replace=False))
     return ImagesInMemory(part.images(indices), part.labels(indices))
+
+
+def fingerprint(part: ImageSet) -> str:
+    """The number of images, and a hash of some of them and of their labels: other data have another one."""
+    indices = np.unique(np.linspace(0, len(part) - 1, FINGERPRINT_IMAGES).astype(int))
+    found = part.images(indices).numpy().tobytes() + part.labels(indices).numpy().tobytes()
+    return f"{len(part)} images, {hashlib.sha256(found).hexdigest()}"
 
 
 def to_unit(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

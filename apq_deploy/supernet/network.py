@@ -75,8 +75,7 @@ def load_supernet(space: SearchSpace, path: Path) -> Supernet:
     tensors, metadata = read_safetensors(path)
     if metadata.get("schema") != SUPERNET_SCHEMA:
         raise UserError(f"{path}: expected schema {SUPERNET_SCHEMA!r}, got {metadata.get('schema')!r}")
-    if metadata.get("space") != space.name:
-        raise UserError(f"{path} holds a supernet of the space {metadata.get('space')!r}, expected {space.name!r}")
+    space.require(metadata, path)
     network = Supernet(space)
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if wanted != {name: tuple(value.shape) for name, value in tensors.items()}:

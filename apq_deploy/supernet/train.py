@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
 from apq_deploy.files import atomic
-from apq_deploy.progress import progress
+from apq_deploy.progress import cpu_seconds, progress
 from apq_deploy.space import CHANNEL_GENE, KERNEL_GENE, SearchSpace
-from apq_deploy.supernet.data import ImageSet, augment, to_unit
+from apq_deploy.supernet.data import ImageSet, augment, fingerprint, to_unit
 from apq_deploy.supernet.network import SUPERNET_SCHEMA, Supernet, read_safetensors
 from apq_deploy.supernet.ranks import ALONE, Ranks, share_statistics
 from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
@@ -67,6 +67,9 @@ class TrainSettings:
                 raise UserError(f"expected a positive number of steps for the phase {phase!r}, got {self.steps(phase)}")
         if self.batch_size < 2 or self.subnets_per_step < 1 or self.checkpoint_every < 1:
             raise UserError("expected batch_size >= 2, subnets_per_step >= 1 and checkpoint_every >= 1")
+        for rate in (self.learning_rate, self.shrinking_learning_rate):
+            if not 0 < rate < math.inf:
+                raise UserError(f"expected a learning rate above 0, got {rate}")
 
     def steps(self, phase: Phase) -> int:
         return {
@@ -119,9 +122,12 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class _Run:
     """State of a training run: network, optimizer, teacher, and how far it has come."""
 
-    def __init__(self, space: SearchSpace, settings: TrainSettings, device: str, ranks: Ranks) -> None:
+    def __init__(
+        self, space: SearchSpace, images: ImageSet, settings: TrainSettings, device: str, ranks: Ranks
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
+        self.about = asdict(settings) | {"training images": fingerprint(images)}
         self.device = device
         self.ranks = ranks
         self.network = Supernet(space)
@@ -137,6 +143,7 @@ class _Run:
         self.phase: Phase = "largest"
         self.step = 0
         self.seconds = 0.0  # spent on training, over all starts
+        self.earlier_cpu_seconds = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
@@ -151,11 +158,12 @@ class _Run:
             "phase": self.phase,
             "step": self.step,
             "seconds": round(self.seconds, 1),
-            "settings": asdict(self.settings),
+            "cpu_seconds": round(self.earlier_cpu_seconds + self.ranks.count * cpu_seconds(), 1),
+            "settings": self.about,
         }
         metadata = {
             "schema": CHECKPOINT_SCHEMA,
-            "space": self.network.space.name,
+            **self.network.space.identity,
             "run": json.dumps(header, sort_keys=True),
         }
         with atomic(path) as temporary:
@@ -172,10 +180,11 @@ class _Run:
                 f"{path} is not a checkpoint of `apq-deploy train`; move it away or train in another folder"
             )
         header = json.loads(metadata["run"])
-        ours = {k: v for k, v in asdict(self.settings).items() if k != "checkpoint_every"}
+        ours = {k: v for k, v in self.about.items() if k != "checkpoint_every"}
         theirs = {k: v for k, v in header["settings"].items() if k != "checkpoint_every"}
-        if metadata["space"] != self.network.space.name or ours != theirs:
-            changed = sorted(k for k in ours if ours[k] != theirs.get(k)) or ["space"]
+        self.network.space.require(metadata, path)
+        if ours != theirs:
+            changed = sorted(k for k in ours if ours[k] != theirs.get(k))
             raise UserError(
                 f"{path} belongs to a run with another {', '.join(changed)}; call with the same values to go on, "
                 "or use another folder"
@@ -191,6 +200,7 @@ class _Run:
             state.setdefault(int(index), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.phase, self.step, self.seconds = header["phase"], header["step"], header["seconds"]
+        self.earlier_cpu_seconds = header["cpu_seconds"]
         if self.phase != "largest" and self.settings.shrinking:
             self.set_teacher()
             assert self.teacher is not None
@@ -216,6 +226,14 @@ class _Run:
             self.optimizer.state.clear()  # its averages belong to the channels' old places
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a training took: seconds of its steps over all starts, and processor time of the starts before this one."""
+
+    seconds: float
+    earlier_cpu_seconds: float
+
+
 OnLoss = Callable[[Phase, int, float], None]
 """Called with the phase, the number of the step and the loss of its last subnet."""
 
@@ -228,8 +246,8 @@ def train_supernet(
     device: str = "cpu",
     ranks: Ranks = ALONE,
     on_loss: OnLoss | None = None,
-) -> tuple[Supernet, float]:
-    """The trained supernet and the seconds that it took.
+) -> tuple[Supernet, Spent]:
+    """The trained supernet and what it took.
 
     The weights are also in `folder`/supernet.safetensors; a run goes on from `folder`/training.safetensors. Of several
     `ranks`, which have joined already, all return the same network and the first one writes.
@@ -238,7 +256,7 @@ def train_supernet(
     """
     checkpoint = folder / "training.safetensors"
     ranks.share(min(settings.batch_size, len(images)))
-    run = _Run(space, settings, device, ranks)
+    run = _Run(space, images, settings, device, ranks)
     if checkpoint.exists():
         run.restore(checkpoint)
     ranks.check_equal((len(images), PHASES.index(run.phase), run.step), "images, phase and step", device)
@@ -255,7 +273,7 @@ def train_supernet(
     reestimate_elastic(network, largest, calibration)
     if ranks.is_first:
         save_supernet(network, folder / "supernet.safetensors")
-    return network, run.seconds
+    return network, Spent(run.seconds, run.earlier_cpu_seconds)
 
 
 def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, on_loss: OnLoss | None) -> None:
@@ -344,4 +362,4 @@ def save_supernet(network: Supernet, path: Path) -> None:
         for name, t in network.state_dict().items()
     }
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {"schema": SUPERNET_SCHEMA, "space": network.space.name})
+        save_file(tensors, temporary, {"schema": SUPERNET_SCHEMA, **network.space.identity})

@@ -48,7 +48,7 @@ def _give_supernet(plan: Plan, arm: str) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
     with atomic(folder.supernet) as temporary:
-        save_file(tensors, temporary, {"schema": SUPERNET_SCHEMA, "space": plan.space(arm).name})
+        save_file(tensors, temporary, {"schema": SUPERNET_SCHEMA, **plan.space(arm).identity})
     with atomic(folder.samples) as temporary:
         temporary.write_bytes(plan.model().samples.read_bytes())
 
