@@ -16,12 +16,13 @@ from torch import Tensor
 
 from apq_deploy.quantize.network import (
     IMAGE_SCALE,
-    SMALLEST_SCALE,
+    POWER_IMAGE_SCALE,
     QuantizedSubnet,
     QuantizedUnit,
     accumulator_scale,
+    folded_scale,
 )
-from apq_deploy.quantize.quantizers import RELU6_CLIP, Quantizer, nearest_power_of_two
+from apq_deploy.quantize.quantizers import RELU6_CLIP, Quantizer
 from exporters.qnet import QAdd, QConv, QDepthwise, QLayer, QLinear, QPool, QTensor, QuantizedNetwork
 
 
@@ -37,8 +38,7 @@ def to_integers(network: QuantizedSubnet, name: str | None = None) -> QuantizedN
     """The integer network that `network` simulates, in evaluation mode."""
     space = network.space
     size = space.input_size
-    # 1/255 makes the 8-bit codes of an image its pixels; 1/256 is the power of two next to it.
-    step = 1 / 256 if network.pool.power_of_two else IMAGE_SCALE
+    step = POWER_IMAGE_SCALE if network.pool.power_of_two else IMAGE_SCALE
     image = QTensor("image", (space.input_channels, size, size), _f32(step), 0, 8, 0, 255)
     layers: list[QLayer] = []
 
@@ -119,19 +119,16 @@ def _linear(network: QuantizedSubnet, input_scale: float) -> _Weights:
 
 def _integers(weight: Tensor, quantizer: Quantizer, factor: Tensor, bias: Tensor, input_scale: float) -> _Weights:
     """Codes, per-channel scales and integer biases of one layer."""
-    scale, highest = quantizer.scale.detach().cpu().double(), quantizer.levels
+    scale, highest = quantizer.scale.detach().cpu(), quantizer.levels
     g, b, w = factor.detach().cpu().double(), bias.detach().cpu().double(), weight.detach().cpu()
     shape = (-1,) + (1,) * (w.ndim - 1)
-    own = (g.abs() * scale).clamp(min=SMALLEST_SCALE)
-    codes = (w / scale.float()).round().clamp(-highest, highest).double()
-    codes = codes * torch.where(g < 0, -1.0, 1.0).view(shape)
+    own = folded_scale(g, quantizer).cpu().detach()
     if quantizer.power_of_two:
-        own = nearest_power_of_two(own)
         codes = (w.double() * g.view(shape) / own.view(shape)).round().clamp(-highest, highest)
+    else:
+        codes = (w / scale).round().clamp(-highest, highest).double() * torch.where(g < 0, -1.0, 1.0).view(shape)
     largest = codes.abs().flatten(1).amax(1)
-    channel_scale = accumulator_scale(own, largest, b, highest, input_scale)
-    if quantizer.power_of_two:
-        channel_scale = torch.exp2(channel_scale.log2().ceil())
+    channel_scale = accumulator_scale(own, largest, b, quantizer, input_scale)
     # A whole number where the scale became finer; a fraction where it had to be raised for the bias.
     codes = (codes * (own / channel_scale).view(shape)).round()
     codes = torch.where((largest > 0).view(shape), codes, 0.0)

@@ -14,29 +14,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apq_deploy.errors import UserError
-from apq_deploy.quantize.quantizers import Quantizer
+from apq_deploy.quantize.quantizers import Quantizer, power_of_two_scale
 from apq_deploy.supernet.data import to_unit
 from apq_deploy.supernet.subnet import ConvUnit, InvertedResidual, Subnet
 
-IMAGE_SCALE = 1 / 255
+IMAGE_SCALE, POWER_IMAGE_SCALE = 1 / 255, 1 / 256
+"""1/255 makes the 8-bit codes of an image its pixels; 1/256 is the power of two next to it."""
 # A channel whose folded weights are nearly zero would get a scale so small that its bias overflows the accumulator; the
 # scale is raised until the bias stays below this, within which float32 sums are exact too.
 LARGEST_BIAS = 2**23
 SMALLEST_SCALE = 1e-30
 
 
-def accumulator_scale(own: Tensor, largest_codes: Tensor, bias: Tensor, levels: int, input_scale: float) -> Tensor:
+def folded_scale(factor: Tensor, weight: Quantizer) -> Tensor:
+    """Scale of every channel's weights with batch norm's `factor` in them, (out,)."""
+    own = (factor.abs() * weight.scale).clamp(min=SMALLEST_SCALE)
+    return power_of_two_scale(own.detach()) if weight.power_of_two else own
+
+
+def accumulator_scale(
+    own: Tensor, largest_codes: Tensor, bias: Tensor, weight: Quantizer, input_scale: float
+) -> Tensor:
     """Weight scale of every channel that makes the accumulator's step as fine as it can be, (out,).
 
     own: scale of the folded weights. Codes that use a part of their range only can be multiplied by a whole number and
     the scale divided by it, which changes no product; a channel without any weight left gets the finest step that its
     bias allows.
     """
-    own = own.clamp(min=SMALLEST_SCALE)
     least = (bias.abs() / (input_scale * LARGEST_BIAS)).clamp(min=SMALLEST_SCALE)
-    finer = torch.where(largest_codes > 0, (levels / largest_codes.clamp(min=1)).floor(), torch.inf)
+    finer = torch.where(largest_codes > 0, (weight.levels / largest_codes.clamp(min=1)).floor(), torch.inf)
     finer = torch.minimum(finer, (own / least).floor()).clamp(min=1)
-    return torch.maximum(own / finer, least)
+    scale = torch.maximum(own / finer, least)
+    return torch.exp2(scale.log2().ceil()) if weight.power_of_two else scale
 
 
 class QuantizedUnit(nn.Module):
@@ -57,7 +66,7 @@ class QuantizedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        weight = self.weight(conv.weight)
+        weight = self._folded_by_powers() if self._by_powers else self.weight(conv.weight)
         y = self.bn(F.conv2d(x, weight, None, conv.stride, conv.padding, groups=conv.groups))
         if self.weight.enabled:
             y = y + self._bias_rounding(weight)[:, None, None]
@@ -67,7 +76,25 @@ class QuantizedUnit(nn.Module):
     def input_scale(self) -> float:
         """Scale of the tensor that the convolution reads."""
         source = self._source[0]
-        return IMAGE_SCALE if source is None else source.scale.item()
+        if source is None:
+            return POWER_IMAGE_SCALE if self.weight.power_of_two else IMAGE_SCALE
+        return source.scale.item()
+
+    @property
+    def _by_powers(self) -> bool:
+        return self.weight.power_of_two and self.weight.enabled
+
+    def _folded_by_powers(self) -> Tensor:
+        """Weights that are quantized after batch norm's factor, by a power of two for every channel, as exported.
+
+        The factor is taken out again, for batch norm to apply. The gradient passes rounding, not the clamp.
+        """
+        factor = self.batch_norm()[0][:, None, None, None]
+        own = folded_scale(factor, self.weight)
+        ratio = self.conv.weight * factor / own
+        codes = ratio.clamp(-self.weight.levels, self.weight.levels)
+        codes = codes + (codes.round() - codes).detach()
+        return torch.where(factor == 0, 0.0, codes * own / torch.where(factor == 0, 1.0, factor))
 
     def batch_norm(self) -> tuple[Tensor, Tensor]:
         """Factor and bias of every channel, (out,) each, by the present statistics."""
@@ -80,11 +107,10 @@ class QuantizedUnit(nn.Module):
     def _bias_rounding(self, weight: Tensor) -> Tensor:
         """What rounding adds to the bias of every channel, (out,)."""
         factor, bias = self.batch_norm()
-        scale = self.weight.scale
-        codes = (weight / scale).round().flatten(1).abs().amax(1)
-        step = self.input_scale * accumulator_scale(
-            factor.abs() * scale, codes, bias, self.weight.levels, self.input_scale
-        )
+        own = folded_scale(factor, self.weight)
+        unit = own / factor.abs() if self._by_powers else self.weight.scale
+        codes = (weight.flatten(1).abs().amax(1) / unit).round()
+        step = self.input_scale * accumulator_scale(own, codes, bias, self.weight, self.input_scale)
         return (bias / step).round() * step - bias
 
 
@@ -171,6 +197,8 @@ class QuantizedSubnet(nn.Module):
         self.logits = Quantizer(fixed, signed=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pool.power_of_two:
+            x = (x / POWER_IMAGE_SCALE).round().clamp(max=255) * POWER_IMAGE_SCALE
         x = self.stem(x)
         for _, block in self.named_blocks():
             x = block(x)

@@ -46,9 +46,12 @@ class _FakeQuantize(torch.autograd.Function):
         return passed, grad_scale.view_as(scale), None, None
 
 
-def nearest_power_of_two(values: Tensor) -> Tensor:
-    """The powers of two nearest to positive values, by their logarithm."""
-    return torch.exp2(values.log2().round())
+def power_of_two_scale(values: Tensor) -> Tensor:
+    """A power of two for every positive scale: the next lower one within 2^-0.25 of it, else the next higher one.
+
+    Not the nearest, since clipping costs more than coarser codes (docs/calibration.md).
+    """
+    return torch.exp2((values.log2() + 0.25).round())
 
 
 class Quantizer(nn.Module):
@@ -56,7 +59,7 @@ class Quantizer(nn.Module):
 
     clip: the learnable v. signed: symmetric codes; else codes from 0, for tensors after ReLU6, whose v is at most 6.
     While `histogram` is set, tensors are only counted in it; while `enabled` is False they pass unchanged.
-    With `power_of_two` the scale is the nearest power of two to v / levels.
+    With `power_of_two` the scale is a power of two near v / levels.
     """
 
     def __init__(self, bits: int, *, signed: bool) -> None:
@@ -78,7 +81,7 @@ class Quantizer(nn.Module):
         highest = None if self.signed else RELU6_CLIP
         scale = self.clip.clamp(SMALLEST_CLIP, highest) / self.levels
         if self.power_of_two:
-            scale = scale * (nearest_power_of_two(scale.detach()) / scale.detach())
+            scale = scale * (power_of_two_scale(scale.detach()) / scale.detach())
         return scale
 
     def forward(self, x: Tensor) -> Tensor:
