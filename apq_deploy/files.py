@@ -171,13 +171,21 @@ def check_size(path: Path, limit_bytes: int) -> None:
         raise UserError(f"cannot read {path}: larger than the {limit_bytes} bytes that are read of such a file")
 
 
+def check_output(output: Path, *inputs: str | Path) -> None:
+    """Raises: UserError where `output` is one of the files that are read, by whatever name."""
+    for each in inputs:
+        with suppress(OSError):
+            if output.samefile(each):
+                raise UserError(f"{output} is read by this command, and would be replaced; name another file to write")
+
+
 def read_text(path: Path, limit_bytes: int) -> str:
-    """The text of a file of at most `limit_bytes`.
+    """The text of a file of at most `limit_bytes`, without the mark that Excel puts before it.
 
     Raises: UserError for a file that is missing, larger, or not text in UTF-8.
     """
     try:
-        return read_within(path, limit_bytes).decode("utf-8")
+        return read_within(path, limit_bytes).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from apq_deploy.errors import UserError
+from apq_deploy.files import check_output
 from apq_deploy.progress import progress
 from apq_deploy.space import SearchSpace
 from apq_deploy.text import table
 from apq_deploy.workload import ALL_WIDTHS, Widths, space_entries
-from hwmodels import CostTable, Entry, build_table, load_hardware
+from hwmodels import CostTable, Entry, Precision, build_table, load_hardware
 from hwmodels.compare import Coverage, ErrorStatistics, compare_tables
 from hwmodels.compare import coverage as table_coverage
-from hwmodels.measured import MeasuredDevice, TimingPlan, interpolate_missing, measured_table
-from hwmodels.measurements_file import import_measurements
+from hwmodels.measured import MeasuredDevice, MeasuredTable, TimingPlan, interpolate_missing, measured_table
+from hwmodels.measurements_file import import_measurements, write_missing
 from hwmodels.table import Progress
 
 HOST = "host"
@@ -43,45 +45,52 @@ def build_model_table(
             f"expected the hardware {HOST!r} with --ray, --subset, --threads or --repeats, got {hardware!r}; a model's "
             "table is computed, in a second"
         )
+    check_output(output, *(each for each in (hardware, space_name) if Path(each).suffix))
     space = SearchSpace.load(space_name)
-    widths = ALL_WIDTHS if hardware == HOST else Widths.of(load_hardware(hardware).describe())
+    model = None if hardware == HOST else load_hardware(hardware)
+    widths = ALL_WIDTHS if model is None else Widths.of(model.describe())
     entries = space_entries(space, widths)
+    journal = output.with_suffix(".journal.csv")
     with progress(f"cost table of {hardware}", len(entries)) as advance:
-        if hardware == HOST:
-            built, error = _host_table(
-                entries, output, subset, threads, repeats, ray, lambda done, _: advance(done, "")
-            )
+        if model is None:
+            found = _host_table(entries, journal, subset, threads, repeats, ray, lambda done, _: advance(done, ""))
         else:
-            model = load_hardware(hardware)
-            built, error = build_table(model, entries, lambda done, _: advance(done, "")), None
+            found = MeasuredTable(build_table(model, entries, lambda done, _: advance(done, "")), None)
+    built = found.table
     built.save(output)
     lines = [
         ("table", str(output)),
         ("hardware", built.hardware_name),
-        *_coverage_rows(table_coverage(built, entries), space.name),
+        *_coverage_rows(table_coverage(built, entries), space, widths),
+        *_error_row(found.cross_validated),
     ]
-    if error is not None:
-        lines += [("cross-validated error of the fit", f"{error.mean_absolute_percent:.1f} %")]
+    if found.from_journal:
+        timed = sum(cost.source == "measured" for cost in built.costs.values())
+        lines += [
+            (
+                "measured earlier",
+                f"{found.from_journal} of {timed} timed layers come from {journal}; delete it to measure anew",
+            )
+        ]
     return table(lines)
 
 
 def _host_table(
     entries: list[Entry],
-    output: Path,
+    journal: Path,
     subset: int | None,
     threads: int,
     repeats: int,
     ray: str | None,
     advance: Progress,
-) -> tuple[CostTable, ErrorStatistics | None]:
+) -> MeasuredTable:
     from apq_deploy.cluster import RayWorkers
     from apq_deploy.host import host_device, measure_compiled, timer_of
 
-    journal = output.with_suffix(".journal.csv")
     device, plan = host_device(threads), TimingPlan(repeats=repeats)
     # machines that time nothing else meanwhile: layers timed side by side would slow each other down
     timer = timer_of(RayWorkers(ray, whole_machines=True), device, threads, plan) if ray is not None else None
-    found = measured_table(
+    return measured_table(
         measure_compiled(threads),
         device,
         entries,
@@ -92,35 +101,56 @@ def _host_table(
         advance,
         timer,
     )
-    return found.table, found.cross_validated
 
 
-def import_measured_table(measurements: Path, output: Path, space_name: str | None, fit_missing: bool) -> str:
-    """What was imported, for a reader; the table is in `output`."""
+def import_measured_table(
+    measurements: Sequence[Path], output: Path, space_name: str | None, fit_missing: bool, name: str | None = None
+) -> str:
+    """What was imported, for a reader; the table is in `output`. `name` is the hardware's, else the first file's."""
     if fit_missing and space_name is None:
         raise UserError("expected --space with --fit-missing: it says which layers are missing")
-    entries = space_entries(SearchSpace.load(space_name)) if space_name is not None else None
-    device = MeasuredDevice(measurements.stem, {"file": measurements.name})
-    found = import_measurements(measurements, device, entries)
-    built, error = found.table, None
-    if fit_missing and entries is not None:
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"expected a --name of text on one line, got {name!r}")
+    check_output(output, *measurements, *([space_name] if space_name is not None and Path(space_name).suffix else []))
+    space = SearchSpace.load(space_name) if space_name is not None else None
+    found = import_measurements(measurements[0], MeasuredDevice(name or measurements[0].stem, {}), measurements[1:])
+    built, lines = found.table, [("table", str(output)), ("rows read", str(found.rows))]
+    if space is None:
+        built.save(output)
+        return table([*lines, ("entries", str(len(built)))])
+    widths = Widths.of(built.description)
+    entries = space_entries(space, widths)
+    error = None
+    if fit_missing:
         fitted = interpolate_missing(built, entries, np.random.default_rng(0))
         built, error = fitted.table, fitted.cross_validated
     built.save(output)
-    lines = [("table", str(output)), ("rows read", str(found.rows)), ("entries", str(len(built)))]
-    if entries is not None and space_name is not None:
-        lines += _coverage_rows(table_coverage(built, entries), space_name)
-    if error is not None:
-        lines += [("cross-validated error of the fit", f"{error.mean_absolute_percent:.1f} %")]
-    return table(lines)
+    covered = table_coverage(built, entries)
+    lines += [("entries", str(len(built))), *_coverage_rows(covered, space, widths), *_error_row(error)]
+    if fit_missing and covered.missing:
+        kinds = sorted({f"{'depthwise ' if e[0].is_depthwise else ''}{e[1]}" for e in covered.missing})
+        lines += [("not fitted", f"{len(covered.missing)} layers: none was measured at {', '.join(kinds)}")]
+    return "\n".join([table(lines), *_hint(built, covered)])
 
 
-def coverage(path: Path, space_name: str) -> tuple[str, bool]:
-    """What a search of the space would miss, for a reader, and whether that is nothing."""
+def coverage(path: Path, space_name: str, missing_rows: Path | None = None) -> tuple[str, bool]:
+    """What a search of the space would miss, for a reader, and whether that is nothing: energy may be missing.
+
+    missing_rows: where to write the missing layers as rows for `lut import`, their latency left to be filled in.
+    """
+    if missing_rows is not None:
+        check_output(missing_rows, path, *([space_name] if Path(space_name).suffix else []))
     space = SearchSpace.load(space_name)
     loaded = CostTable.load(path)
-    found = table_coverage(loaded, space_entries(space, Widths.of(loaded.description)))
-    text = table(_coverage_rows(found, space.name))
+    widths = Widths.of(loaded.description)
+    found = table_coverage(loaded, space_entries(space, widths))
+    rows = _coverage_rows(found, space, widths)
+    if found.without_energy:
+        rows += [("energy", f"missing for {found.without_energy} of {found.covered} layers: no budget on energy")]
+    if missing_rows is not None:
+        write_missing(missing_rows, found.missing)
+        rows += [("rows to fill in", f"{missing_rows}, {len(found.missing)} layers")]
+    text = "\n".join([table(rows), *_hint(loaded, found)])
     missing = [f"missing: {layer} at {precision}" for layer, precision in found.missing[:MISSING_SHOWN]]
     if len(found.missing) > MISSING_SHOWN:
         missing.append(f"... and {len(found.missing) - MISSING_SHOWN} more")
@@ -158,9 +188,25 @@ def _error_rows(name: str, error: ErrorStatistics) -> list[tuple[str, str]]:
     ]
 
 
-def _coverage_rows(found: Coverage, space: str) -> list[tuple[str, str]]:
+def _error_row(error: ErrorStatistics | None) -> list[tuple[str, str]]:
+    return [] if error is None else [("cross-validated error of the fit", f"{error.mean_absolute_percent:.1f} %")]
+
+
+def _hint(built: CostTable, found: Coverage) -> list[str]:
+    if not built.lacks_im2col(found.missing):
+        return []
+    return [f"the first layer is there without im2col: its row needs im2col = 1, as {found.missing[0][0]}"]
+
+
+def _coverage_rows(found: Coverage, space: SearchSpace, widths: Widths) -> list[tuple[str, str]]:
     kinds = {"modelled": found.modelled, "measured": found.measured, "interpolated": found.interpolated}
     sources = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    return [
-        (f"covers of {space}", f"{found.covered} of {found.needed} layers ({found.percent:.1f} %): {sources or 'none'}")
+    rows = [
+        (
+            f"covers of {space.name}",
+            f"{found.covered} of {found.needed} layers ({found.percent:.1f} %): {sources or 'none'}",
+        )
     ]
+    if all(widths.accept(Precision(bits, bits)) for bits in space.bits):
+        return rows
+    return [*rows, ("bit widths", f"{widths} alone; the space has {', '.join(map(str, space.bits))}")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from apq_deploy.arch import Arch, Block
+from apq_deploy.errors import UserError
 from apq_deploy.space import Position, SearchSpace
 from hwmodels.layers import ConvLayer, Precision
 
@@ -78,7 +79,7 @@ def arch_layers(space: SearchSpace, arch: Arch) -> list[NamedLayer]:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """The bit widths that a hardware accepts; None: all."""
+    """The bit widths that a hardware accepts, or that were measured on it; None: all."""
 
     weight_bits: tuple[int, ...] | None = None
     act_bits: tuple[int, ...] | None = None
@@ -88,6 +89,12 @@ class Widths:
         """The widths that a hardware's description names."""
         found = {name: description.get(name) for name in ("weight_bits", "act_bits")}
         return cls(**{name: tuple(widths) for name, widths in found.items() if isinstance(widths, list | tuple)})
+
+    def __str__(self) -> str:
+        weight_bits, act_bits = (
+            "any" if widths is None else ", ".join(map(str, widths)) for widths in (self.weight_bits, self.act_bits)
+        )
+        return f"weights of {weight_bits} and activations of {act_bits} bits"
 
     def accept(self, precision: Precision) -> bool:
         return self.accept_weight(precision.weight_bits) and self.accept_act(precision.act_bits)
@@ -106,7 +113,15 @@ def space_entries(space: SearchSpace, widths: Widths = ALL_WIDTHS) -> list[Entry
     """Every distinct layer at every precision that a subnet of the space can hold, in order of appearance.
 
     Blocks at a width that the hardware does not accept are left out; the layers that every subnet has never are.
+
+    Raises: UserError where no width is left for weights or activations.
     """
+    for words, accept in (("weights", widths.accept_weight), ("activations", widths.accept_act)):
+        if not any(map(accept, space.bits)):
+            raise UserError(
+                f"space {space.name!r} has blocks of {', '.join(map(str, space.bits))} bits, the hardware {widths}: no "
+                f"width in common for {words}; measure one of those, or choose another space or hardware"
+            )
     fixed = {(item.layer, item.precision) for part in fixed_layers(space) for item in part}
     return [e for e in dict.fromkeys(_all_entries(space)) if widths.accept(e[1]) or e in fixed]
 

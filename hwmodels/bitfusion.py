@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from hwmodels.errors import HardwareError
 from hwmodels.hardware import Entry, Setting
 from hwmodels.layers import MAX_BITS, ConvLayer, Precision
 from hwmodels.mapping_search import best_mappings
-from hwmodels.settings import setting, settle_settings
+from hwmodels.settings import setting, setting_docs, settle_settings
 from hwmodels.tile_cost import COUNTERS, precision_factor, tiles
 from hwmodels.tiling import LOOPS, Problems, smallest_tilings
 
@@ -28,6 +28,31 @@ EXACT_LIMIT = 2.0**53
 
 _PICOJOULES_PER_MILLIJOULE = 1e9
 _Key = tuple[int, int, int, int, int, bool, int, int]
+
+
+# Limits that no chip comes near: beyond them a figure is a slip of the unit.
+_MAX_UNITS = 1_000_000
+_MAX_BYTES = 10**12
+_MAX_BITS_PER_CYCLE = 1e9
+_MAX_PJ = 1e6
+_MAX_STATIC_PJ = 1e9
+_BUFFER_NOTE = (
+    "Take care when buffers are sized by this model: what fits a buffer stays in it for the whole layer and then "
+    "counts as first load, which computing does not hide, so a larger buffer or array may cost a layer more cycles."
+)
+_ENERGY_NOTE = (
+    "Give all ten energies or none: without this whole section latency is known and energy is not, in tables, profiles "
+    "and searches."
+)
+_DEPTHWISE_NOTE = (
+    "The largest useful value is the smaller of rows and cols / factor, where factor counts the products of the "
+    "narrowest precision in use that a unit takes in place of one of max_bits (4 at W4A4 of 8). With half of it a "
+    "layer computes for twice the cycles; just above it each group fills the array twice, for up to twice the cycles."
+)
+
+
+def _energy(unit: str, meaning: str, high: float = _MAX_PJ, note: str = "") -> Any:
+    return setting("energy", unit, meaning, low=0, high=high, note=note, optional=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +65,54 @@ class BitFusion:
     name: str = setting("", "", "short name, for tables and messages")
     description: str = setting("", "", "one sentence: what it is and where the numbers come from")
 
-    rows: int = setting("array", "Fusion Units", "inputs that enter the array side by side, N", low=1)
-    cols: int = setting("array", "Fusion Units", "output channels computed side by side, M", low=1)
-    frequency_hz: float = setting("array", "Hz", "clock of the array", low=1)
+    rows: int = setting("array", "Fusion Units", "inputs that enter the array side by side, N", low=1, high=_MAX_UNITS)
+    cols: int = setting("array", "Fusion Units", "output channels computed side by side, M", low=1, high=_MAX_UNITS)
+    frequency_hz: float = setting("array", "Hz", "clock of the array", low=1e3, high=1e12)
 
-    wbuf_bytes: int = setting("buffers", "bytes", "weight buffer", low=1)
-    ibuf_bytes: int = setting("buffers", "bytes", "input buffer", low=1)
-    obuf_bytes: int = setting("buffers", "bytes", "output buffer, which holds partial sums", low=1)
-    double_buffered: bool = setting("buffers", "", "half of each buffer is filled while the other half is used")
+    wbuf_bytes: int = setting("buffers", "bytes", "weight buffer", low=1, high=_MAX_BYTES, note=_BUFFER_NOTE)
+    ibuf_bytes: int = setting("buffers", "bytes", "input buffer", low=1, high=_MAX_BYTES)
+    obuf_bytes: int = setting("buffers", "bytes", "output buffer, which holds partial sums", low=1, high=_MAX_BYTES)
+    double_buffered: bool = setting(
+        "buffers",
+        "",
+        "whether one half of each buffer is filled while the other is used; if not, tiles have the whole buffers, and "
+        "no transfer overlaps computing",
+    )
 
-    bandwidth_bits_per_cycle: float = setting("memory", "bits per cycle", "DRAM interface, BW", low=1)
+    bandwidth_bits_per_cycle: float = setting(
+        "memory", "bits per cycle", "DRAM interface, BW", low=1, high=_MAX_BITS_PER_CYCLE
+    )
 
-    weight_bits: tuple[int, ...] = setting("precision", "bits", "weight widths that the hardware accepts", low=1)
-    act_bits: tuple[int, ...] = setting("precision", "bits", "activation widths that the hardware accepts", low=1)
+    weight_bits: tuple[int, ...] = setting(
+        "precision", "bits", "weight widths that the hardware accepts", low=1, high=MAX_BITS
+    )
+    act_bits: tuple[int, ...] = setting(
+        "precision", "bits", "activation widths that the hardware accepts", low=1, high=MAX_BITS
+    )
     max_bits: int = setting("precision", "bits", "widest operand that a Fusion Unit takes whole", low=1, high=MAX_BITS)
     min_bits: int = setting(
-        "precision", "bits", "narrowest operand that gains speed; equal to max_bits where no width does", low=1
+        "precision",
+        "bits",
+        "narrowest operand that gains speed; equal to max_bits where no width does",
+        low=1,
+        high=MAX_BITS,
     )
     psum_bits: int = setting("precision", "bits", "width of a partial sum, and of an output in DRAM", low=1, high=64)
 
-    unit_pj_per_cycle: float = setting("energy", "pJ per cycle", "one Fusion Unit while the array computes", low=0)
-    static_pj_per_cycle: float = setting("energy", "pJ per cycle", "whole chip in every cycle, computing or not", low=0)
-    wbuf_read_pj_per_bit: float = setting("energy", "pJ per bit", "read of the weight buffer", low=0)
-    wbuf_write_pj_per_bit: float = setting("energy", "pJ per bit", "write to the weight buffer", low=0)
-    ibuf_read_pj_per_bit: float = setting("energy", "pJ per bit", "read of the input buffer", low=0)
-    ibuf_write_pj_per_bit: float = setting("energy", "pJ per bit", "write to the input buffer", low=0)
-    obuf_read_pj_per_bit: float = setting("energy", "pJ per bit", "read of the output buffer", low=0)
-    obuf_write_pj_per_bit: float = setting("energy", "pJ per bit", "write to the output buffer", low=0)
-    dram_read_pj_per_bit: float = setting("energy", "pJ per bit", "read of DRAM", low=0)
-    dram_write_pj_per_bit: float = setting("energy", "pJ per bit", "write to DRAM", low=0)
+    unit_pj_per_cycle: float | None = _energy(
+        "pJ per cycle", "one Fusion Unit while the array computes", note=_ENERGY_NOTE
+    )
+    static_pj_per_cycle: float | None = _energy(
+        "pJ per cycle", "whole chip in every cycle, computing or not", _MAX_STATIC_PJ
+    )
+    wbuf_read_pj_per_bit: float | None = _energy("pJ per bit", "read of the weight buffer")
+    wbuf_write_pj_per_bit: float | None = _energy("pJ per bit", "write to the weight buffer")
+    ibuf_read_pj_per_bit: float | None = _energy("pJ per bit", "read of the input buffer")
+    ibuf_write_pj_per_bit: float | None = _energy("pJ per bit", "write to the input buffer")
+    obuf_read_pj_per_bit: float | None = _energy("pJ per bit", "read of the output buffer")
+    obuf_write_pj_per_bit: float | None = _energy("pJ per bit", "write to the output buffer")
+    dram_read_pj_per_bit: float | None = _energy("pJ per bit", "read of DRAM")
+    dram_write_pj_per_bit: float | None = _energy("pJ per bit", "write to DRAM")
 
     tile_traffic: Literal["exact", "array-padded"] = setting(
         "mapping", "", "what a tile moves: its own operands, or weights and outputs padded to the array"
@@ -89,6 +133,8 @@ class BitFusion:
         "channels",
         "a depthwise layer is costed as dense convolutions of this many channels times the precision factor",
         low=1,
+        high=_MAX_UNITS,
+        note=_DEPTHWISE_NOTE,
     )
 
     def __post_init__(self) -> None:
@@ -104,6 +150,12 @@ class BitFusion:
                     f"{self.name}: {label} must not exceed max_bits = {self.max_bits}, got {max(widths)}; raise "
                     f"max_bits or drop the width"
                 )
+        missing = [name for name in _ENERGIES if getattr(self, name) is None]
+        if 0 < len(missing) < len(_ENERGIES):
+            raise HardwareError(
+                f"{self.name}: [energy] must give all {len(_ENERGIES)} energies or none, missing {', '.join(missing)}; "
+                f"add them, or leave out the others"
+            )
 
     @property
     def usable_bits(self) -> NDArray[np.float64]:
@@ -111,9 +163,21 @@ class BitFusion:
         share = 0.5 if self.double_buffered else 1.0
         return np.array([self.wbuf_bytes, self.ibuf_bytes, self.obuf_bytes]) * (8 * share)
 
+    @property
+    def has_energy(self) -> bool:
+        """Whether energies are known."""
+        return self.dram_read_pj_per_bit is not None
+
+    @property
+    def energies_pj(self) -> Mapping[str, float]:
+        """The energies by field. Where they are unknown a bit of DRAM alone counts: ties go to the least traffic."""
+        given = {name: getattr(self, name) for name in _ENERGIES}
+        return given if self.has_energy else {name: float(name.startswith("dram")) for name in given}
+
     def describe(self) -> Mapping[str, Setting]:
-        """Every setting by name, and the model that they belong to."""
-        return {"model": "bitfusion"} | {each.name: getattr(self, each.name) for each in fields(self)}
+        """Every setting by name that is given, and the model that they belong to."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"model": "bitfusion"} | {name: value for name, value in given.items() if value is not None}
 
     def layer_cost(self, layer: ConvLayer, precision: Precision, batch: int = 1) -> Cost:
         """Cost of one layer for a batch.
@@ -166,7 +230,7 @@ class BitFusion:
             position, count = place
             made[place] = Cost(
                 latency_ms=all_cycles[position] * count / self.frequency_hz * 1e3,
-                energy_mj=energies[position] * count / _PICOJOULES_PER_MILLIJOULE,
+                energy_mj=energies[position] * count / _PICOJOULES_PER_MILLIJOULE if self.has_energy else None,
                 cycles=all_cycles[position] * count,
                 counters=dict(zip(COUNTERS, [value * count for value in counted[position]], strict=True)),
                 mapping=LoopNest(*tile_sizes[position], loops=loops[position], convolutions=count),
@@ -220,6 +284,9 @@ class BitFusion:
             f"{getattr(self, label)}, got {int(needed[buffer, problem]) / 8:g} bytes; "
             f"it cannot run without a larger buffer"
         )
+
+
+_ENERGIES = tuple(name for name, doc in setting_docs(BitFusion).items() if doc.section == "energy")
 
 
 def _problems(keys: Mapping[_Key, int], batch: int) -> Problems:

@@ -128,7 +128,7 @@ def compare_tables(first: CostTable, second: CostTable, worst: int = 10) -> Tabl
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a table holds of the entries that a space needs, and by which source."""
+    """What a table holds of the entries that a space needs, by which source, and of how many it knows no energy."""
 
     needed: int
     modelled: int
@@ -136,6 +136,7 @@ class Coverage:
     interpolated: int
     missing: tuple[Entry, ...]
     unused: int
+    without_energy: int
 
     @property
     def covered(self) -> int:
@@ -161,7 +162,8 @@ def coverage(table: CostTable, entries: Iterable[Entry]) -> Coverage:
     needed = list(dict.fromkeys(entries))
     if not needed:
         raise TableError("coverage needs at least one entry, got none; name a space that has layers")
-    sources = [table[entry].source for entry in needed if entry in table]
+    held = [table[entry] for entry in needed if entry in table]
+    sources = [cost.source for cost in held]
     return Coverage(
         needed=len(needed),
         modelled=sources.count("modelled"),
@@ -169,4 +171,5 @@ def coverage(table: CostTable, entries: Iterable[Entry]) -> Coverage:
         interpolated=sources.count("interpolated"),
         missing=tuple(table.missing(needed)),
         unused=len(table) - len(sources),
+        without_energy=sum(cost.energy_mj is None for cost in held),
     )

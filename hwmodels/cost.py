@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -43,3 +44,13 @@ class Cost:
     mapping: LoopNest | None = None
     spread_ms: float | None = None
     repeats: int | None = None
+
+    def fault(self) -> str | None:
+        """Why this is the cost of no layer, in words; None if it is one: positive latency, finite figures."""
+        if not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
+            return f"latency_ms must be a positive number, got {self.latency_ms!r}"
+        if self.energy_mj is not None and not (math.isfinite(self.energy_mj) and self.energy_mj >= 0):
+            return f"energy_mj must be a number of at least 0 or None, got {self.energy_mj!r}"
+        if self.cycles is not None and not (math.isfinite(self.cycles) and self.cycles > 0):
+            return f"cycles must be a positive number or None, got {self.cycles!r}"
+        return None

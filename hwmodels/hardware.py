@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from hwmodels.cost import Cost
+from hwmodels.errors import HardwareError
 from hwmodels.layers import ConvLayer, Precision
 
 Setting: TypeAlias = str | int | float | bool | tuple[int, ...]
@@ -37,6 +38,47 @@ class Hardware(Protocol):
     def layer_costs(self, entries: Sequence[Entry], batch: int = 1) -> list[Cost]:
         """Costs of many layers, in their order."""
         ...
+
+
+def class_name(hardware: object) -> str:
+    """The class of a hardware as an entry point names it."""
+    return f"{type(hardware).__module__}:{type(hardware).__qualname__}"
+
+
+def checked_costs(hardware: Hardware, entries: Sequence[Entry], batch: int = 1) -> list[Cost]:
+    """What `layer_costs` gives, where that can be a cost: the class may be of another package.
+
+    Raises: HardwareError as the hardware does; one that names class, layer and error for any other exception, and for
+    costs that are no costs, negative or not finite.
+    """
+    try:
+        costs = list(hardware.layer_costs(entries, batch))
+    except HardwareError:
+        raise
+    except Exception as error:
+        layer, precision = _first_failing(hardware, entries, batch)
+        raise HardwareError(
+            f"{class_name(hardware)} fails for {layer} at {precision} with {type(error).__name__}: {error}; mend the "
+            f"class"
+        ) from error
+    if len(costs) != len(entries):
+        raise HardwareError(
+            f"{class_name(hardware)}: layer_costs must give {len(entries)} costs, got {len(costs)}; mend the class"
+        )
+    for (layer, precision), cost in zip(entries, costs, strict=True):
+        fault = cost.fault() if isinstance(cost, Cost) else f"expected a Cost, got {cost!r}"
+        if fault is not None:
+            raise HardwareError(f"{class_name(hardware)}: {fault} for {layer} at {precision}; mend the class")
+    return costs
+
+
+def _first_failing(hardware: Hardware, entries: Sequence[Entry], batch: int) -> Entry:
+    for entry in entries:
+        try:
+            hardware.layer_cost(*entry, batch)
+        except Exception:
+            return entry
+    return entries[0]
 
 
 def canonical_json(description: Mapping[str, Setting]) -> str:

@@ -18,6 +18,7 @@ from hwmodels.compare import ErrorStatistics, error_statistics
 from hwmodels.cost import Cost
 from hwmodels.errors import HardwareError
 from hwmodels.hardware import Entry
+from hwmodels.layers import Precision
 
 FOLDS = 10
 # Fewer points than this leave nothing to validate on.
@@ -68,22 +69,36 @@ class _Scaling:
         return (features - self.mean) / self.deviation
 
 
+def fitted_kind(entry: Entry) -> tuple[bool, Precision]:
+    """What entries are fitted by: whether the layer is depthwise, and the precision."""
+    return entry[0].is_depthwise, entry[1]
+
+
 def designed_subset(entries: Sequence[Entry], size: int) -> list[Entry]:
     """`size` different entries that spread over all of them: each next one is the farthest from those chosen.
 
-    Starts at the entry with the most work, so the extremes come first. Equal entries give equal subsets.
+    Starts at the entries with the most work, one for every precision of depthwise layers and of others, since only such
+    are fitted. Equal entries give equal subsets.
 
     Raises: HardwareError where fewer entries than `size` are there, or too few are asked for to fit and validate.
     """
     unique = list(dict.fromkeys(entries))
-    if not LEAST_MEASURED <= size <= len(unique):
+    kinds: dict[tuple[bool, Precision], int] = {}
+    for at, entry in enumerate(unique):
+        largest = kinds.setdefault(fitted_kind(entry), at)
+        if entry[0].macs > unique[largest][0].macs:
+            kinds[fitted_kind(entry)] = at
+    least = max(LEAST_MEASURED, len(kinds))
+    if not least <= size <= len(unique):
         raise HardwareError(
-            f"a subset must have from {LEAST_MEASURED} to {len(unique)} entries, got {size}; choose a size in between"
+            f"a subset must have from {least} to {len(unique)} entries, got {size}; choose a size in between"
         )
     raw = layer_features(unique)
     points = _Scaling.of(raw)(raw)
-    chosen = [int(raw[:, 0].argmax())]
+    chosen = list(kinds.values())
     distance = np.full(len(unique), np.inf)
+    for each in chosen[:-1]:
+        distance = np.minimum(distance, ((points - points[each]) ** 2).sum(axis=1))
     while len(chosen) < size:
         distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
         distance[chosen] = -np.inf

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hwmodels.compare import ErrorStatistics
 from hwmodels.cost import Cost
 from hwmodels.errors import HardwareError, TableError
 from hwmodels.hardware import Entry, Setting, canonical_json
-from hwmodels.interpolation import designed_subset, fit_latency
+from hwmodels.interpolation import designed_subset, fit_latency, fitted_kind
 from hwmodels.layers import ConvLayer, Precision
 from hwmodels.table import CostTable, Progress, make_table
 from hwmodels.table_file import LAYER_COLUMNS, entry_cells, parse_entry, positive, read_text
@@ -112,8 +112,7 @@ def measure_entries(
     Raises: TableError for a journal of another device or plan.
     """
     wanted = list(dict.fromkeys(entries))
-    identity = canonical_json(device.describe() | asdict(plan))
-    done = {} if journal is None else _open_journal(journal, identity)
+    done = {} if journal is None else _open_journal(journal, _identity(device, plan))
     missing = [entry for entry in wanted if entry not in done]
     known = len(wanted) - len(missing)
     if progress is not None and known:
@@ -130,10 +129,14 @@ def measure_entries(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredTable:
-    """A table of measurements, and the cross-validated error of its fit: None where everything was measured."""
+    """A table of measurements, and the cross-validated error of its fit: None where nothing was fitted.
+
+    `from_journal` is how many of the measured entries were timed by an earlier call.
+    """
 
     table: CostTable
     cross_validated: ErrorStatistics | None
+    from_journal: int = 0
 
 
 def measured_table(
@@ -156,16 +159,23 @@ def measured_table(
     if not wanted:
         raise HardwareError("a table needs at least one layer, got none; name a space that has layers")
     timed = wanted if subset is None or subset >= len(wanted) else designed_subset(wanted, subset)
+    earlier = {} if journal is None else _open_journal(journal, _identity(device, plan))
     measured = measure_entries(measure, device, timed, plan, journal, progress, timer)
-    return interpolate_missing(make_table(device.name, device.describe() | asdict(plan), measured), wanted, rng)
+    table = make_table(device.name, device.describe() | asdict(plan), measured)
+    return replace(interpolate_missing(table, wanted, rng), from_journal=sum(entry in earlier for entry in timed))
 
 
 def interpolate_missing(table: CostTable, entries: Iterable[Entry], rng: np.random.Generator) -> MeasuredTable:
-    """The table with every further one of these entries interpolated by a fit on its measured ones."""
-    rest = table.missing(entries)
+    """The table with further ones of these entries interpolated by a fit on its measured ones.
+
+    Only at precisions that were measured, of depthwise layers and of others: how a latency follows the bits cannot be
+    known from layers of other bits, and the cross-validated error would not tell.
+    """
+    measured = {entry: cost for entry, cost in table.costs.items() if cost.source == "measured"}
+    kinds = set(map(fitted_kind, measured))
+    rest = [entry for entry in table.missing(entries) if fitted_kind(entry) in kinds]
     if not rest:
         return MeasuredTable(table, None)
-    measured = {entry: cost for entry, cost in table.costs.items() if cost.source == "measured"}
     fit = fit_latency(measured, rng)
     latency_ms = fit.predict_ms(rest).tolist()
     costs = dict(table.costs) | {
@@ -181,6 +191,10 @@ def interpolate_missing(table: CostTable, entries: Iterable[Entry], rng: np.rand
     return MeasuredTable(
         make_table(table.hardware_name, table.description, costs, table.batch, dict(table.notes) | notes), error
     )
+
+
+def _identity(device: MeasuredDevice, plan: TimingPlan) -> str:
+    return canonical_json(device.describe() | asdict(plan))
 
 
 def _open_journal(journal: Path, identity: str) -> dict[Entry, Cost]:

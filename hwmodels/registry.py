@@ -17,7 +17,7 @@ from typing import Any
 from hwmodels.bitfusion import BitFusion
 from hwmodels.errors import HardwareError
 from hwmodels.files import MAX_TEXT_BYTES, read_within
-from hwmodels.hardware import Hardware
+from hwmodels.hardware import Hardware, class_name, description_sha256
 from hwmodels.settings import commented_toml, model_from_document, nearest, toml_value
 
 ENTRY_POINT_GROUP = "apq_deploy.hardware"
@@ -54,7 +54,7 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
     path = Path(name_or_path)
     if path.is_file():
         try:
-            return _from_text(read_within(path, MAX_TEXT_BYTES).decode("utf-8"), str(path))
+            return _from_text(read_within(path, MAX_TEXT_BYTES).decode("utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise HardwareError(f"{path}: expected a readable UTF-8 text file, got: {reason}") from None
@@ -80,16 +80,26 @@ def _from_text(text: str, origin: str) -> Hardware:
     reader = getattr(_loaded(plugins[model]), "from_document", None)
     if reader is None:
         raise HardwareError(f'{origin}: model "{model}" must have a from_document class method to be read from a file')
-    return _checked(reader(document, origin), origin)
+    try:
+        return _checked(reader(document, origin), origin)
+    except HardwareError:
+        raise
+    except Exception as error:
+        raise HardwareError(f"{origin}: {plugins[model].value} fails with {_words(error)}; mend the class") from error
 
 
 def _loaded(plugin: EntryPoint) -> Any:
     try:
         return plugin.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever importing a module may run into
         raise HardwareError(
-            f'hardware "{plugin.name}" comes from {plugin.value}, which does not load ({error}); reinstall its package'
-        ) from None
+            f'hardware "{plugin.name}" comes from {plugin.value}, which does not load ({_words(error)}); reinstall its '
+            f"package"
+        ) from error
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _call(factory: Callable[[], object], origin: str) -> object:
@@ -99,6 +109,10 @@ def _call(factory: Callable[[], object], origin: str) -> object:
         raise HardwareError(
             f"{origin}: stands for no hardware of its own; name a TOML file instead ({error})"
         ) from None
+    except HardwareError:
+        raise
+    except Exception as error:
+        raise HardwareError(f"{origin} fails with {_words(error)}; mend the class") from error
 
 
 def _checked(hardware: object, origin: str) -> Hardware:
@@ -106,6 +120,13 @@ def _checked(hardware: object, origin: str) -> Hardware:
         raise HardwareError(
             f"{origin}: expected name, describe, layer_cost and layer_costs, got a {type(hardware).__name__}"
         )
+    try:
+        description_sha256(hardware.describe())
+    except Exception as error:
+        raise HardwareError(
+            f"{origin}: describe() of {class_name(hardware)} must give settings that JSON can write, got "
+            f"{_words(error)}; mend the class"
+        ) from error
     return hardware
 
 
@@ -126,7 +147,7 @@ def hardware_template() -> str:
         "description": "Copied from the preset bitfusion: change every number",
     }
     heading = (
-        "# A hardware description for apq-deploy: change the values, keep every field.\n"
+        "# A hardware description for apq-deploy: change the values, keep every field ([energy] may go).\n"
         "# See it again with `apq-deploy hardware show FILE`, build a cost table with `apq-deploy lut build FILE`.\n"
     )
     return heading + commented_toml(model_from_document(BitFusion, renamed, "template"), _OWN_MODEL)

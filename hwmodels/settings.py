@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -31,18 +32,32 @@ Model = TypeVar("Model", bound=_Described)
 
 @dataclass(frozen=True, slots=True)
 class SettingDoc:
-    """What a setting means, apart from its name and type."""
+    """What a setting means, apart from its name and type.
+
+    `note` is advice for whoever writes the file. An `optional` setting may be left out, and is None then.
+    """
 
     section: str
     unit: str
     meaning: str
     low: float | None
     high: float | None
+    note: str
+    optional: bool
 
 
-def setting(section: str, unit: str, meaning: str, *, low: float | None = None, high: float | None = None) -> Any:
+def setting(
+    section: str,
+    unit: str,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    note: str = "",
+    optional: bool = False,
+) -> Any:
     """A dataclass field without a default that carries its documentation. `section` is "" at the top of a file."""
-    return field(metadata={"doc": SettingDoc(section, unit, meaning, low, high)})
+    return field(metadata={"doc": SettingDoc(section, unit, meaning, low, high, note, optional)})
 
 
 def setting_docs(model: type[_Described]) -> dict[str, SettingDoc]:
@@ -51,7 +66,8 @@ def setting_docs(model: type[_Described]) -> dict[str, SettingDoc]:
 
 
 def _types(model: type[_Described]) -> dict[str, Any]:
-    return typing.get_type_hints(model)
+    """The type of every setting where it is given."""
+    return {name: float if hint == float | None else hint for name, hint in typing.get_type_hints(model).items()}
 
 
 def _expected(kind: Any, doc: SettingDoc) -> str:
@@ -62,7 +78,7 @@ def _expected(kind: Any, doc: SettingDoc) -> str:
         return "text on one line"
     if kind is bool:
         return "true or false"
-    name = {int: "a whole number", float: "a number"}.get(kind, "a list of different whole numbers")
+    name = {int: "a whole number", float: "a number"}.get(kind, "a list of one or more different whole numbers")
     if doc.low is not None and doc.high is not None:
         return f"{name} from {doc.low:g} to {doc.high:g}"
     return name if doc.low is None else f"{name} of at least {doc.low:g}"
@@ -118,11 +134,14 @@ def settle_settings(model: _Described) -> None:
     kinds = _types(type(model))
     for name, doc in setting_docs(type(model)).items():
         value = _plain(getattr(model, name), kinds[name])
+        if value is None and doc.optional:
+            continue
         object.__setattr__(model, name, value)
         if not _is_valid(value, kinds[name], doc):
             unit = f" ({doc.unit})" if doc.unit else ""
+            shown = list(value) if isinstance(value, tuple) else value
             raise HardwareError(
-                f"{name} must be {_expected(kinds[name], doc)}{unit}, got {value!r}; correct the setting"
+                f"{name} must be {_expected(kinds[name], doc)}{unit}, got {shown!r}; correct the setting"
             )
 
 
@@ -159,7 +178,9 @@ def model_from_document(model: type[Model], document: Mapping[str, Any], origin:
         else:
             raise HardwareError(f'{origin}: unknown field "{key}"{_hint(key, [*top, *sections], docs)}')
     for name, doc in docs.items():
-        if name not in given:
+        if name not in given and doc.optional:
+            given[name] = None
+        elif name not in given:
             place = f"in [{doc.section}]" if doc.section else "at the top"
             raise HardwareError(f'{origin}: missing field "{name}" {place}: {doc.meaning}; add it')
     try:
@@ -170,7 +191,7 @@ def model_from_document(model: type[Model], document: Mapping[str, Any], origin:
 
 def check_schema(document: Mapping[str, Any], origin: str) -> None:
     """Raises HardwareError where a file is of another schema than this package reads."""
-    if document.get("schema") != SCHEMA_VERSION:
+    if type(document.get("schema")) is not int or document["schema"] != SCHEMA_VERSION:
         raise HardwareError(
             f"{origin}: expected schema = {SCHEMA_VERSION}, got {document.get('schema', 'none')!r}; "
             f"start from a fresh template (`apq-deploy hardware new FILE`)"
@@ -215,8 +236,10 @@ def commented_toml(model: _Described, model_name: str) -> str:
             lines += ["", f"[{section}]"]
         unit = f" Unit: {doc.unit}." if doc.unit else ""
         meaning = doc.meaning[0].upper() + doc.meaning[1:]
+        value = getattr(model, name)
+        lines += textwrap.wrap(doc.note, 120, initial_indent="# ", subsequent_indent="# ")
         lines += [
             f"# {meaning}.{unit} Takes {_expected(kinds[name], doc)}.",
-            f"{name} = {toml_value(getattr(model, name))}",
+            f"# {name}: not given" if value is None else f"{name} = {toml_value(value)}",
         ]
     return "\n".join(lines) + "\n"

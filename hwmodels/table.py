@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from hwmodels.cost import Cost
 from hwmodels.errors import HardwareError, MissingEntry
-from hwmodels.hardware import Entry, Hardware, Setting, description_sha256
-from hwmodels.layers import ConvLayer, Precision
+from hwmodels.hardware import Entry, Hardware, Setting, checked_costs, description_sha256
 from hwmodels.table_file import TableHeader, read_table, tool_version, write_table
 
 # Entries between two reports of progress.
@@ -86,6 +85,11 @@ class CostTable:
         """The entries that the table holds no cost for, each once, in their order."""
         return [entry for entry in dict.fromkeys(entries) if entry not in self.costs]
 
+    def lacks_im2col(self, missing: Iterable[Entry]) -> bool:
+        """Whether the first of the missing entries is there, but as a layer that is not unrolled."""
+        first = next(iter(missing), None)
+        return first is not None and first[0].im2col and (replace(first[0], im2col=False), first[1]) in self.costs
+
     def lookup(self, entries: Sequence[Entry]) -> CostArrays:
         """Costs of many entries as arrays. Raises: MissingEntry if any is missing, saying how many."""
         try:
@@ -105,12 +109,14 @@ class CostTable:
     def _missing(self, entries: Sequence[Entry]) -> MissingEntry:
         layer, precision = entries[0]
         others = f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""
-        target = self.path if self.path is not None else "TABLE.csv"
-        if self.description.get("model") == "measured":
-            remedy = f"measure it, or add it to the measurements and `apq-deploy lut import FILE -o {target}`"
+        place = f" in {self.path}" if self.path is not None else ""
+        if self.lacks_im2col(entries):
+            remedy = "the table has it without im2col: measurements mark the first layer of a network by im2col = 1"
+        elif self.description.get("model") == "measured":
+            remedy = "measure it, add it to the measurements and `apq-deploy lut import FILE -o NEW.csv`"
         else:
-            remedy = f"add it with `apq-deploy lut build {self.hardware_name} --space SPACE -o {target}`"
-        return MissingEntry(f"no {self.hardware_name} cost for {layer} at {precision}{others}; {remedy}")
+            remedy = "build a table of this space: `apq-deploy lut build HARDWARE --space SPACE -o NEW.csv`"
+        return MissingEntry(f"no {self.hardware_name} cost for {layer} at {precision}{others}{place}; {remedy}")
 
     def save(self, path: str | Path) -> None:
         """Writes the table as CSV with a commented header, under a temporary name first."""
@@ -145,7 +151,10 @@ def make_table(
     batch: int = 1,
     notes: Mapping[str, str] | None = None,
 ) -> CostTable:
-    """A table of these costs, dated now."""
+    """A table of these costs, dated now. Raises: HardwareError for a cost that is negative or not finite."""
+    for (layer, precision), cost in costs.items():
+        if (fault := cost.fault()) is not None:
+            raise HardwareError(f"{hardware_name}: {fault} for {layer} at {precision}; correct the figure")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return CostTable(hardware_name, dict(description), dict(costs), batch, created, tool_version(), dict(notes or {}))
 
@@ -164,12 +173,7 @@ def build_table(
     costs: dict[Entry, Cost] = {}
     for start in range(0, len(wanted), step):
         part = wanted[start : start + step]
-        costs.update(zip(part, hardware.layer_costs(part, batch), strict=True))
+        costs.update(zip(part, checked_costs(hardware, part, batch), strict=True))
         if progress is not None:
             progress(len(costs), len(wanted))
     return make_table(hardware.name, hardware.describe(), costs, batch)
-
-
-def entry_name(layer: ConvLayer, precision: Precision) -> str:
-    """The entry in words, as messages and reports show it."""
-    return f"{layer} at {precision}"

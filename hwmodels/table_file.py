@@ -8,10 +8,11 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +94,10 @@ def entry_cells(layer: ConvLayer, precision: Precision) -> list[str]:
 
 
 def _cell(value: float | int | str | None) -> str:
-    return "" if value is None else str(value) if isinstance(value, str) else repr(value)
+    if value is None or isinstance(value, str):
+        return value or ""
+    # also NumPy's numbers, which a class of another package may give
+    return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 
 def write_table(path: Path, header: TableHeader, costs: Mapping[Entry, Cost]) -> None:
@@ -127,6 +131,11 @@ def read_table(path: Path) -> tuple[TableHeader, dict[Entry, Cost]]:
     """
     text = read_text(path)
     lines, body = _split_header(text)
+    if "schema" not in lines and "latency" in (names := body.partition("\n")[0].lower()) and "source" not in names:
+        raise TableError(
+            f"{path}: expected a cost table, got measurements; make a table of them with "
+            f"`apq-deploy lut import {path} -o TABLE.csv`"
+        )
     if lines.get("schema") != SCHEMA:
         found = lines.get("schema", "no schema line")
         raise TableError(f'{path}: expected schema "{SCHEMA}", got "{found}"; {_REBUILD}')
@@ -166,15 +175,28 @@ def read_table(path: Path) -> tuple[TableHeader, dict[Entry, Cost]]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises: TableError where there is none, or one larger than any table."""
+    """The text of a file, without the mark that Excel puts before it.
+
+    Raises: TableError where there is none, or one larger than any table.
+    """
     try:
-        return read_within(path, MAX_TABLE_BYTES).decode("utf-8")
+        return read_within(path, MAX_TABLE_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise TableError(f"{path}: no such table; {_REBUILD.replace('the table again', 'it')}") from None
     except OSError as error:
         raise TableError(f"{path}: expected a readable UTF-8 text file, got: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise TableError(f"{path}: expected a readable UTF-8 text file, got: {error}") from None
+
+
+def check_separator(path: Path, names: Sequence[str]) -> None:
+    """Raises: TableError where a header line was not separated by commas."""
+    for separator, words in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise TableError(
+                f"{path}: expected cells separated by commas, got {words}; save the file with commas between cells and "
+                f"points in numbers"
+            )
 
 
 def _split_header(text: str) -> tuple[dict[str, str], str]:
@@ -199,6 +221,7 @@ def _read_rows(path: Path, body: str) -> dict[Entry, Cost]:
         names = next(rows)
     except csv.Error as error:
         raise TableError(f"{path}: the names of the columns are garbled: {error}; {_REBUILD}") from None
+    check_separator(path, names)
     if tuple(names) != COLUMNS:
         raise TableError(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(names)}; {_REBUILD}")
     costs: dict[Entry, Cost] = {}
@@ -230,7 +253,8 @@ def positive(cell: str, name: str, *, or_zero: bool = False) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise ValueError(f"{name} must be a number, got {cell!r}") from None
+        remedy = f"; write {cell.replace(',', '.')}, with a point" if "," in cell else ""
+        raise ValueError(f"{name} must be a number, got {cell!r}{remedy}") from None
     if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
         raise ValueError(f"{name} must be a positive number, got {cell!r}")
     return value

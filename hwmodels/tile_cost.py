@@ -98,6 +98,7 @@ def tiles(hardware: BitFusion, problems: Problems, tilings: Tilings) -> Tiles:
 def cycles(hardware: BitFusion, compute_cycles: Whole, moved: Reuse) -> Whole:
     """Cycles of the layer under every order: (n_orders, n). `compute_cycles` (n,) of the whole layer.
 
+    Without double buffers transfers and computing take turns. With them, by `transfer_overlap`:
     `bounded`: either computing with the first load and the last store exposed, or all traffic, whichever is longer.
     `stall`: transfers beyond computing stall the array; the first load and last store always do.
     """
@@ -105,11 +106,13 @@ def cycles(hardware: BitFusion, compute_cycles: Whole, moved: Reuse) -> Whole:
     first_load = moved.resident_bits.sum(axis=0)
     last_store = moved.resident_bits[2]
     width = hardware.bandwidth_bits_per_cycle
+    transfers = np.ceil((weights + inputs + outputs) / width) + np.ceil(outputs / width)
+    if not hardware.double_buffered:
+        return compute_cycles + transfers
     exposed = np.ceil(first_load / width) + np.ceil(last_store / width)
     if hardware.transfer_overlap == "stall":
         hidden = np.ceil((weights + inputs + 2 * outputs - first_load - last_store) / width)
         return np.maximum(compute_cycles, hidden) + exposed
-    transfers = np.ceil((weights + inputs + outputs) / width) + np.ceil(outputs / width)
     return np.maximum(compute_cycles + exposed, transfers)
 
 
@@ -122,6 +125,8 @@ def least_cycles(hardware: BitFusion, compute_cycles: Whole, least_bits: Whole, 
     width = hardware.bandwidth_bits_per_cycle
     exposed = np.ceil(tile_bits.sum(axis=0) / width) + np.ceil(tile_bits[2] / width)
     loads = least_bits.sum(axis=0)
+    if not hardware.double_buffered:
+        return compute_cycles + np.ceil(loads / width) + np.ceil(least_bits[2] / width)
     if hardware.transfer_overlap == "stall":
         transfers = np.ceil((loads + least_bits[2]) / width)
     else:
@@ -158,11 +163,12 @@ def tile_accesses(hardware: BitFusion, problems: Problems, tilings: Tilings, til
         inputs = patch * pixels * problems.act_bits * tile.columns
         output_stationary = np.stack([weights * pixels, inputs, outputs, outputs])
         weight_stationary = np.stack([weights, inputs, outputs * tile.passes, outputs * tile.passes])
+        pj = hardware.energies_pj
         pj_per_bit = (
-            hardware.wbuf_read_pj_per_bit,
-            hardware.ibuf_read_pj_per_bit,
-            hardware.obuf_read_pj_per_bit,
-            hardware.obuf_write_pj_per_bit,
+            pj["wbuf_read_pj_per_bit"],
+            pj["ibuf_read_pj_per_bit"],
+            pj["obuf_read_pj_per_bit"],
+            pj["obuf_write_pj_per_bit"],
         )
         cheaper = weighted_sum(pj_per_bit, output_stationary) <= weighted_sum(pj_per_bit, weight_stationary)
         return np.where(cheaper, output_stationary, weight_stationary)
@@ -210,17 +216,18 @@ def counters(total_bits: Whole, accesses: Whole, tile_count: Whole, compute: Who
 
 def energy_pj(hardware: BitFusion, counted: Whole) -> Whole:
     """Energy of the layer: (n,), from its counters (n_counters, n)."""
-    core = hardware.unit_pj_per_cycle * hardware.rows * hardware.cols
-    pj = (
-        core + hardware.static_pj_per_cycle,
-        hardware.static_pj_per_cycle,
-        hardware.wbuf_read_pj_per_bit,
-        hardware.wbuf_write_pj_per_bit,
-        hardware.ibuf_read_pj_per_bit,
-        hardware.ibuf_write_pj_per_bit,
-        hardware.obuf_read_pj_per_bit,
-        hardware.obuf_write_pj_per_bit,
-        hardware.dram_read_pj_per_bit,
-        hardware.dram_write_pj_per_bit,
+    pj = hardware.energies_pj
+    core = pj["unit_pj_per_cycle"] * hardware.rows * hardware.cols
+    weights = (
+        core + pj["static_pj_per_cycle"],
+        pj["static_pj_per_cycle"],
+        pj["wbuf_read_pj_per_bit"],
+        pj["wbuf_write_pj_per_bit"],
+        pj["ibuf_read_pj_per_bit"],
+        pj["ibuf_write_pj_per_bit"],
+        pj["obuf_read_pj_per_bit"],
+        pj["obuf_write_pj_per_bit"],
+        pj["dram_read_pj_per_bit"],
+        pj["dram_write_pj_per_bit"],
     )
-    return weighted_sum(pj, counted)
+    return weighted_sum(weights, counted)

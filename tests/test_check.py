@@ -28,7 +28,8 @@ from apq_deploy.space import SearchSpace
 from exporters import QConv, QLinear, QPool, QTensor, QuantizedNetwork, compile_tvm, write_onnx
 from exporters.errors import ExportError
 from exporters.onnx_writer import build_model
-from hwmodels import HardwareError
+from exporters.workload import network_layers
+from hwmodels import HardwareError, build_table, load_hardware
 
 NET = four_bit_network()
 
@@ -164,6 +165,16 @@ def test_energy_and_bitops(case: Case) -> None:
     assert list(found) == ["bitops", "energy"]
     assert found["energy"].endswith(", 100 % over")
     assert found["bitops"].endswith(", 300 % over")
+
+
+def test_a_table_in_place_of_a_model(case: Case) -> None:
+    entries = [(layer, precision) for _, _, layer, precision in network_layers(case.net)]
+    build_table(load_hardware("bitfusion"), entries).save(case.folder / "board.csv")
+    expected, gates = measure(case, "latency_ms"), "[latency]\nmax_ms = 1"
+    assert case.check('[hardware]\ntable = "board.csv"', gates).figures["latency_ms"].value == expected
+    (case.folder / "board.csv").unlink()
+    with pytest.raises(HardwareError, match="no such table"):
+        case.check('[hardware]\ntable = "board.csv"', gates)
 
 
 def test_sum_of_the_released_table_leaves_layers_out(case: Case) -> None:

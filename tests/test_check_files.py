@@ -70,6 +70,10 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
         ("schema = 1\n[parity]\nruntimes = ['tensorrt']", r'expected a list out of "onnxruntime", "tvm", "torch"'),
         ("schema = 1\n[hardware]\nmodel = 'bitfusio'\n[size]\nmax_kb = 1", r'did you mean "bitfusion"\?'),
         ("schema = 1\n[hardware]\nsum = 'all'\n[size]\nmax_kb = 1", r'expected one of "full", "apq", got \'all\''),
+        (
+            "schema = 1\n[hardware]\nmodel = 'bitfusion'\ntable = 'x.csv'\n[size]\nmax_kb = 1",
+            r"\[hardware\] expected a model or a table, got both; remove one",
+        ),
         ("schema = 1\n[compiled]\nlibrary = 'no.so'\n[parity]", r"\[compiled\] library: there is no file .*no\.so"),
         ("schema = 1\n[regression]\nbaseline = 'b.json'", r"\[regression\] sets no limit; add accuracy_points or"),
     ],
@@ -110,6 +114,9 @@ def test_paths_are_seen_from_the_budget_file(tmp_path: Path) -> None:
     )
     budget = read_budget(tmp_path / "deploy.toml")
     assert budget.hardware.model == str(tmp_path / "board/x.toml")
+    text = 'schema = 1\n[hardware]\ntable = "board/x.csv"\n[size]\nmax_kb = 1\n'
+    (tmp_path / "table.toml").write_text(text)
+    assert read_budget(tmp_path / "table.toml").hardware.table == tmp_path / "board/x.csv"
     assert budget.compiled.library == tmp_path / "lib.so"
     assert budget.regression is not None
     assert budget.regression.baseline == tmp_path / "base.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -359,3 +360,15 @@ def test_numpy_integers_describe_the_same_layer() -> None:
     assert layer == ConvLayer(96, 480, 14, 1)
     assert type(layer.in_channels) is int
     assert Precision(np.int64(4), np.int8(8)) == Precision(4, 8)  # type: ignore[arg-type]
+
+
+def test_without_double_buffers_transfers_do_not_overlap() -> None:
+    """The layer of docs/hardware.md: every cycle of transfers comes on top of those of computing."""
+    hardware = preset("bitfusion")
+    serial = replace(hardware, double_buffered=False)
+    for layer in (ConvLayer(320, 1280, 7, 1), ConvLayer(96, 480, 14, 1), ConvLayer(144, 144, 56, 3, 1, 1, groups=144)):
+        cost = serial.layer_cost(layer, Precision(8, 8))
+        count = cost.mapping.convolutions if cost.mapping is not None else 1
+        bits = cost.counters["dram_read_bits"] // count, cost.counters["dram_write_bits"] // count
+        assert cost.counters["stall_cycles"] == count * sum(ceil(each / 192) for each in bits)
+        assert (cost.cycles or 0) > (hardware.layer_cost(layer, Precision(8, 8)).cycles or 0)

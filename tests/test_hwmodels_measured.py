@@ -22,13 +22,16 @@ from hwmodels import (
     TableError,
     TimingPlan,
     build_table,
+    coverage,
     import_measurements,
     interpolate_missing,
     load_hardware,
     measured_table,
 )
-from hwmodels.interpolation import LEAST_MEASURED, _kernel, designed_subset, fit_latency, layer_features
+from hwmodels.interpolation import LEAST_MEASURED, _kernel, designed_subset, fit_latency, fitted_kind, layer_features
 from hwmodels.measured import measure_entries, summarise
+from hwmodels.measurements_file import write_missing
+from hwmodels.table import make_table
 
 DEVICE = MeasuredDevice("bench", {"processor": "paper", "threads": 1})
 PLAN = TimingPlan(warm_up=2, repeats=5)
@@ -137,6 +140,8 @@ def test_a_designed_subset_spreads_and_repeats() -> None:
     subset = designed_subset(entries, 40)
     assert subset == designed_subset(entries * 2, 40)
     assert len(set(subset)) == 40
+    small = designed_subset(entries, LEAST_MEASURED)
+    assert set(map(fitted_kind, small)) == set(map(fitted_kind, entries))
     # Every kind, size and width of bits is there.
     assert {(layer.kernel_size, layer.in_size, bits.weight_bits) for layer, bits in subset} == set(
         product((1, 3, 5), (7, 14, 28), (4, 8))
@@ -267,8 +272,17 @@ def test_measurements_are_imported_in_their_unit(unit: str, factor: float, tmp_p
     assert found.table[entry].source == "measured"
     assert found.table[entry].energy_mj is None
     assert found.table[entry].spread_ms is None
-    assert (found.rows, found.coverage) == (1, None)
-    assert found.table.description["measurements"] == "measurements.csv"
+    assert found.rows == 1
+    description = found.table.description
+    assert (description["measurements"], description["weight_bits"], description["act_bits"]) == (
+        "measurements.csv",
+        (8,),
+        (8,),
+    )
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # the mark that Excel puts before a text
+    assert import_measurements(path, DEVICE).table.sha256 == found.table.sha256
+    path.write_text(path.read_text(encoding="utf-8-sig").replace("2.5", "2.75").replace("25", "26"))
+    assert import_measurements(path, DEVICE).table.sha256 != found.table.sha256, "other figures are another hardware"
 
 
 def test_repeated_rows_are_repeats_and_coverage_is_reported(tmp_path: Path) -> None:
@@ -279,7 +293,7 @@ def test_repeated_rows_are_repeats_and_coverage_is_reported(tmp_path: Path) -> N
         "3,8,8,3,8,8,1,1,1,1,2.5,9",
     ]
     entries = [(ConvLayer(8, 16, 4, 1), Precision(8, 8)), (ConvLayer(8, 24, 4, 1), Precision(8, 8))]
-    found = import_measurements(imported(tmp_path, "\n".join(lines)), DEVICE, entries)
+    found = import_measurements(imported(tmp_path, "\n".join(lines)), DEVICE)
     cost = found.table[entries[0]]
     assert (cost.latency_ms, cost.spread_ms, cost.repeats) == (5.0, 1.0, 5)
     assert cost.energy_mj == pytest.approx(0.03)
@@ -287,9 +301,8 @@ def test_repeated_rows_are_repeats_and_coverage_is_reported(tmp_path: Path) -> N
     assert (depthwise.latency_ms, depthwise.energy_mj) == (1.5, None)
     assert (ConvLayer(3, 8, 8, 3, 1, 1, im2col=True), Precision(8, 8)) in found.table
     assert found.rows == 7
-    assert found.coverage is not None
-    assert (found.coverage.needed, found.coverage.measured, found.coverage.unused) == (2, 1, 2)
-    assert found.coverage.missing == (entries[1],)
+    covered = coverage(found.table, entries)
+    assert (covered.needed, covered.measured, covered.unused, covered.missing) == (2, 1, 2, (entries[1],))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +310,13 @@ def test_repeated_rows_are_repeats_and_coverage_is_reported(tmp_path: Path) -> N
     [
         ("", "expected a header line and rows, got 0 lines"),
         (f"{HEADER},latency_ms\n", "expected a header line and rows, got 1 lines"),
-        (f"{HEADER},latency\n8,8,4,1,8,8,1\n", r'unknown column "latency"; did you mean "latency_\w+"\?'),
+        (f"{HEADER},latency\n8,8,4,1,8,8,1\n", r'"latency"; the name says the unit: latency_s, latency_ms, lat'),
+        (f"{HEADER},energy,latency_ms\n8,8,4,1,8,8,1,1\n", r'"energy"; the name says the unit: energy_j, energy_mj'),
+        (f"{HEADER},latency_ms\n".replace(",", ";") + "8;8;4;1;8;8;1,5\n", "separated by commas, got semicolons"),
+        (f"{HEADER},latency_ms\n".replace(",", "\t") + "8\n", "separated by commas, got tabs; save the file with"),
+        (f"{HEADER},latency_ms\n8,8,4,1,8,8,1,5\n", "line 2: expected 7 cells, got 8; numbers have points, not commas"),
+        (f'{HEADER},latency_ms\n8,8,4,1,8,8,"1,5"\n', "got '1,5'; write 1.5, with a point"),
+        (f"{HEADER},latency_ms\n8,8,4,1,8,8,\n", "line 2: latency_ms must be a number, got ''"),
         (f"{HEADER},latency_ms,stride,stride\n8,8,4,1,8,8,1,1,1\n", 'every column once, got "stride" twice'),
         ("in_channels,latency_ms\n8,1\n", 'missing column "out_channels"'),
         (f"{HEADER}\n8,8,4,1,8,8\n", "expected one column of latency_s, latency_ms, .* got none"),
@@ -327,13 +346,36 @@ def test_an_imported_table_can_be_completed(tmp_path: Path) -> None:
         for layer, bits in chosen
     ]
     path = imported(tmp_path, "\n".join([f"{HEADER},padding,groups,latency_ms", *rows]))
-    found = import_measurements(path, DEVICE, entries)
-    assert found.coverage is not None
-    assert len(found.coverage.missing) == len(entries) - 50
+    found = import_measurements(path, DEVICE)
+    assert len(found.table.missing(entries)) == len(entries) - 50
     completed = interpolate_missing(found.table, entries, np.random.default_rng(0))
     assert completed.table.missing(entries) == []
     assert completed.table.description == found.table.description
     assert completed.cross_validated is not None
+
+
+def test_a_fit_keeps_to_the_precisions_that_were_measured() -> None:
+    """From layers of 8 bits nothing follows about 4; nor from depthwise layers of 4 bits about others of 4 bits."""
+    entries = many_entries()
+    timed = [e for e in entries if e[1].weight_bits == 8 or e[0].is_depthwise][::2]
+    table = make_table("bench", {}, {e: Cost(smooth_ms(*e), source="measured") for e in timed})
+    completed = interpolate_missing(table, entries, np.random.default_rng(0))
+    assert {(e[0].is_depthwise, e[1]) for e in completed.table.missing(entries)} == {(False, Precision(4, 8))}
+    assert all(entry in completed.table for entry in entries if (entry[0].is_depthwise or entry[1].weight_bits == 8))
+
+
+def test_missing_layers_are_written_to_be_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "missing.csv"
+    entries = [*many_entries()[:3], (ConvLayer(3, 8, 8, 3, 1, 1, im2col=True), Precision(4, 8))]
+    write_missing(path, entries)
+    path.write_text("\n".join(f"{line}2.5" if line.endswith(",") else line for line in path.read_text().splitlines()))
+    assert import_measurements(path, DEVICE).table.costs == {e: Cost(2.5, source="measured") for e in entries}
+
+
+def test_entries_from_a_journal_are_counted(tmp_path: Path) -> None:
+    journal, rng = tmp_path / "journal.csv", np.random.default_rng(0)
+    assert measured_table(Stopwatch(), DEVICE, ENTRIES[:2], PLAN, rng, journal=journal).from_journal == 0
+    assert measured_table(Stopwatch(), DEVICE, ENTRIES, PLAN, rng, journal=journal).from_journal == 2
 
 
 @settings(max_examples=50, deadline=None)

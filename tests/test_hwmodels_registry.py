@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from commands import call_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +19,7 @@ from hwmodels import (
     BitFusion,
     ConvLayer,
     Cost,
+    CostTable,
     Entry,
     Hardware,
     HardwareError,
@@ -123,22 +126,35 @@ def test_an_accelerator_of_another_size(tmp_path: Path) -> None:
         ("psum_bits = 32\n", "", r'missing field "psum_bits" in \[precision\]: width of a partial sum'),
         ('name = "my-accelerator"\n', "", r'missing field "name" at the top: short name'),
         ("psum_bits = 32", 'psum_bits = 32\ntile_traffic = "exact"', r'"tile_traffic".*belongs under \[mapping\]'),
-        ("rows = 16", "rows = 0", r"rows must be a whole number of at least 1 \(Fusion Units\), got 0"),
+        ("rows = 16", "rows = 0", r"rows must be a whole number from 1 to 1e\+06 \(Fusion Units\), got 0"),
         ("rows = 16", "rows = 16.5", r"rows must be a whole number .* got 16.5"),
         ("rows = 16", "rows = true", r"rows must be a whole number .* got True"),
         ("frequency_hz = 500_000_000", "frequency_hz = nan", r"frequency_hz must be a number .* \(Hz\), got nan"),
-        ("dram_read_pj_per_bit = 15", "dram_read_pj_per_bit = -1", r"dram_read_pj_per_bit must be a number of at"),
+        ("dram_read_pj_per_bit = 15", "dram_read_pj_per_bit = -1", r"dram_read_pj_per_bit must be a number from 0 to"),
         (
             'tile_traffic = "exact"',
             'tile_traffic = "padded"',
             r'must be one of "exact", "array-padded", got \'padded\'',
         ),
         ("double_buffered = true", "double_buffered = 1", r"double_buffered must be true or false, got 1"),
-        ("weight_bits = [1,", "weight_bits = [1, 1,", r"weight_bits must be a list of different whole numbers"),
-        ("weight_bits = [1, 2, 3, 4, 5, 6, 7, 8]", "weight_bits = []", r"weight_bits must be a list of different"),
+        ("weight_bits = [1,", "weight_bits = [1, 1,", r"weight_bits must be a list of one or more diff.*got \[1, 1, "),
+        (
+            "weight_bits = [1, 2, 3, 4, 5, 6, 7, 8]",
+            "weight_bits = []",
+            r"weight_bits must be a list of one or more .*\(bits\), got \[\]",
+        ),
         ("weight_bits = [1, 2, 3, 4, 5, 6, 7, 8]", "weight_bits = [16]", r"weight_bits must not exceed max_bits = 8"),
         ("min_bits = 2", "min_bits = 9", r"min_bits must not exceed max_bits = 8, got 9"),
         ("schema = 1", "schema = 2", r"expected schema = 1, got 2; start from a fresh template"),
+        ("schema = 1", "schema = true", r"expected schema = 1, got True"),
+        ("frequency_hz = 500_000_000", "frequency_hz = 500", r"frequency_hz must be a number from 1000 to .* \(Hz\)"),
+        (
+            "read_pj_per_bit = 15",
+            "read_pj_per_bit = 1e7",
+            r"dram_read_pj_per_bit must be .* \(pJ per bit\), got 10000000",
+        ),
+        ("wbuf_bytes = 65536", "wbuf_bytes = 10_000_000_000_000", r"wbuf_bytes must be .* \(bytes\)"),
+        ("dram_read_pj_per_bit = 15\n", "", r"all 10 energies or none, missing dram_read_pj_per_bit; add them"),
         ("schema = 1\n", "", r"expected schema = 1, got 'none'"),
         ('model = "bitfusion"', 'model = "bitfuson"', r'unknown model "bitfuson"; did you mean "bitfusion"\?'),
         ('model = "bitfusion"\n', "", r"expected a model = NAME line at the top, one of bitfusion"),
@@ -155,6 +171,16 @@ def test_a_wrong_file_is_refused_in_one_line(old: str, new: str, message: str, t
         load_hardware(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_without_energies_energy_is_unknown(tmp_path: Path) -> None:
+    text = "".join(line for line in hardware_template().splitlines(True) if "_pj_per_" not in line)
+    mine = loaded(written(tmp_path, "\ufeff" + text))  # with the mark that Excel puts before a text
+    assert not mine.has_energy
+    assert not any("_pj_" in name for name in mine.describe())
+    assert loaded(written(tmp_path, hardware_text(mine))) == mine
+    known, cost = loaded_preset().layer_cost(LAYER, Precision(8, 8)), mine.layer_cost(LAYER, Precision(8, 8))
+    assert (cost.cycles, cost.latency_ms, cost.energy_mj) == (known.cycles, known.latency_ms, None)
 
 
 def test_unknown_names_get_the_nearest_one(tmp_path: Path) -> None:
@@ -177,7 +203,7 @@ def test_unknown_names_get_the_nearest_one(tmp_path: Path) -> None:
             loaded_preset(), rows=rows, frequency_hz=hz, double_buffered=share, dram_read_pj_per_bit=pj
         ),
         st.integers(1, 10**6),
-        st.floats(1, 1e12),
+        st.floats(1e3, 1e12),
         st.booleans(),
         st.floats(0, 1e6),
     )
@@ -241,6 +267,55 @@ class Constant:
         return [self.layer_cost(layer, precision, batch) for layer, precision in entries]
 
 
+@dataclass(frozen=True)
+class Faulty(Constant):
+    """A model that fails for layers with 4-bit weights: it raises, or gives what is no cost."""
+
+    gives: object = None
+
+    def layer_cost(self, layer: ConvLayer, precision: Precision, batch: int = 1) -> Cost:
+        if precision.weight_bits > 4:
+            return Cost(1.0)
+        return {}["speed"] if self.gives is None else self.gives  # type: ignore[return-value]
+
+
+class Raising:
+    """A model whose object cannot be made, and from whose file neither."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no licence")
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object], origin: str) -> Raising:
+        return cls()
+
+
+class Speechless(Constant):
+    def describe(self) -> Mapping[str, str | float]:
+        return {"speed": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (None, r":Faulty fails for 16->96 k1 s1 at 56x56 at W4A8 with KeyError: 'speed'; mend the class"),
+        (Cost(-1.0), r":Faulty: latency_ms must be a positive number, got -1.0 for 16->96 .* at W4A8"),
+        (Cost(1.0, float("inf")), r":Faulty: energy_mj must be .* got inf for 16->96 k1"),
+        (3.0, r":Faulty: expected a Cost, got 3.0 for 16->96"),
+    ],
+)
+def test_what_a_class_does_wrong_is_one_line(gives: object, message: str) -> None:
+    with pytest.raises(HardwareError, match=message):
+        build_table(Faulty(gives=gives), [(LAYER, Precision(8, 8)), (LAYER, Precision(4, 8))])
+
+
+def test_numbers_of_numpy_survive_the_file(tmp_path: Path) -> None:
+    cost = Cost(np.float64(0.5), np.float32(0.25), np.int64(7))  # type: ignore[arg-type]
+    table = build_table(Faulty(gives=cost), [(LAYER, Precision(4, 8))])
+    table.save(tmp_path / "table.csv")
+    assert CostTable.load(tmp_path / "table.csv")[LAYER, Precision(4, 8)] == Cost(0.5, 0.25, 7)
+
+
 @pytest.fixture
 def installed_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package on the path whose metadata names entry points, as an installed one has."""
@@ -250,6 +325,7 @@ def installed_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (metadata / "entry_points.txt").write_text(
         f"[apq_deploy.hardware]\nconstant = {__name__}:Constant\nabsent = no_such_module_here:Model\n"
         f"wrong = {__name__}:LAYERLESS\nnothing = {__name__}:written\n"
+        f"raising = {__name__}:Raising\nspeechless = {__name__}:Speechless\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
@@ -259,7 +335,9 @@ LAYERLESS = dict
 
 @pytest.mark.usefixtures("installed_plugin")
 def test_another_package_brings_its_own_model(tmp_path: Path) -> None:
-    assert list_hardware() == ["bitfusion", "bitfusion-isca18", "absent", "constant", "nothing", "wrong"]
+    assert list_hardware() == [
+        *("bitfusion", "bitfusion-isca18", "absent", "constant", "nothing", "raising", "speechless", "wrong")
+    ]
     assert load_hardware("constant") == Constant()
     path = written(tmp_path, 'schema = 1\nmodel = "constant"\nname = "two"\nlatency_ms = 2.0\n')
     hardware = load_hardware(path)
@@ -282,6 +360,22 @@ def test_a_broken_package_is_named(tmp_path: Path) -> None:
         load_hardware("nothing")
     with pytest.raises(HardwareError, match=r'"wrong" must have a from_document class method'):
         load_hardware(written(tmp_path, 'model = "wrong"\n'))
+    with pytest.raises(HardwareError, match=r'"raising" fails with RuntimeError: no licence'):
+        load_hardware("raising")
+    with pytest.raises(HardwareError, match=r"mine.toml: .*:Raising fails with RuntimeError: no licence"):
+        load_hardware(written(tmp_path, 'model = "raising"\n'))
+    with pytest.raises(HardwareError, match=r"describe\(\) of .*:Speechless must give settings that JSON can write"):
+        load_hardware("speechless")
+
+
+@pytest.mark.usefixtures("installed_plugin")
+def test_broken_packages_leave_the_others_listed(tmp_path: Path) -> None:
+    done = call_here(tmp_path, "hardware", "list")
+    assert done.code == 0
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert "16x32 at 500 MHz" in lines["bitfusion"]
+    assert "does not load" in lines["absent"]
+    assert "no licence" in lines["raising"]
 
 
 def test_importing_hwmodels_loads_nothing_heavy() -> None:

@@ -56,7 +56,7 @@ def mappings(hw: BitFusion, layer: ConvLayer, precision: Precision, batch: int) 
     w, a, columns = precision.weight_bits, precision.act_bits, hw.cols
     wide = hw.rows * int(hw.max_bits / max(a, hw.min_bits)) * int(hw.max_bits / max(w, hw.min_bits))
     r8 = {bits: 2 ** ceil(np.log2(bits)) for bits in range(1, 17)}
-    halves = [each * 8 // 2 for each in (hw.wbuf_bytes, hw.ibuf_bytes, hw.obuf_bytes)]
+    halves = [each * 8 // (2 if hw.double_buffered else 1) for each in (hw.wbuf_bytes, hw.ibuf_bytes, hw.obuf_bytes)]
     out_tiles = sizes(1 if layer.im2col else min(columns, n_out), n_out)
     for b, o, ic, oc in product(sizes(1, batch), sizes(1, full_o), sizes(1, n_in), out_tiles):
         window = ((o - 1) * layer.stride + kernel) ** 2
@@ -87,7 +87,9 @@ def mappings(hw: BitFusion, layer: ConvLayer, precision: Precision, batch: int) 
                 for depends, *each in zip(("ic oc", "b oh ow ic", "b oh ow oc"), traffic, need, halves, strict=True)
             )
             ends = ceil((rw + ra + ro) / bw) + ceil(ro / bw)
-            if hw.transfer_overlap == "bounded":
+            if not hw.double_buffered:
+                cycles = compute + ceil((tw + ta + to) / bw) + ceil(to / bw)
+            elif hw.transfer_overlap == "bounded":
                 cycles = max(compute + ends, ceil((tw + ta + to) / bw) + ceil(to / bw))
             else:
                 cycles = compute + max(0, ceil((tw + ta + 2 * to - (rw + ra + ro) - ro) / bw) - compute) + ends
@@ -124,8 +126,9 @@ def preset(name: str) -> BitFusion:
 
 
 HARDWARE = st.builds(
-    lambda base, rows, cols, bandwidth, buffers, rules: replace(
+    lambda base, rows, cols, bandwidth, buffers, rules, double: replace(
         base,
+        double_buffered=double,
         rows=rows,
         cols=cols,
         bandwidth_bits_per_cycle=bandwidth,
@@ -145,6 +148,7 @@ HARDWARE = st.builds(
         st.sampled_from(["bounded", "stall"]),
         st.sampled_from(["broadcast", "per-mac"]),
     ),
+    st.sampled_from([True, True, False]),
 )
 LAYERS = st.builds(
     lambda ic, oc, size, kernel, stride, im2col: ConvLayer(ic, oc, max(size, kernel), kernel, stride, im2col=im2col),

@@ -153,6 +153,8 @@ def test_a_table_survives_its_file(table: CostTable, tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["table.csv"]
     again.save(tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # the mark that Excel puts before a text
+    assert CostTable.load(path).costs == again.costs
 
 
 def test_measured_entries_keep_their_spread_and_invent_nothing(tmp_path: Path) -> None:
@@ -187,15 +189,30 @@ def test_lookup_gives_arrays_in_order(table: CostTable) -> None:
 
 def test_a_missing_entry_names_itself_and_its_command(table: CostTable, tmp_path: Path) -> None:
     absent = (ConvLayer(16, 72, 56, 1), Precision(4, 8))
-    with pytest.raises(MissingEntry, match=r"no bitfusion cost for 16->72 k1 s1 at 56x56 at W4A8; add it with `apq-"):
+    with pytest.raises(
+        MissingEntry, match=r"no bitfusion cost for 16->72 k1 s1 at 56x56 at W4A8; build a table of this"
+    ):
         table[absent]
     table.save(tmp_path / "t.csv")
-    with pytest.raises(MissingEntry, match=rf"W4A8 \(and 1 more\).*lut build bitfusion --space SPACE -o {tmp_path}/t"):
+    with pytest.raises(
+        MissingEntry, match=rf"W4A8 \(and 1 more\) in {tmp_path}/t\.csv; .*lut build HARDWARE --space SPACE -o NEW\.csv"
+    ):
         CostTable.load(tmp_path / "t.csv").lookup([FEW[0], absent, (STEM, Precision(8, 8)), absent])
     assert table.missing([absent, FEW[0], absent]) == [absent]
     measured = make_table("cpu", {"model": "measured"}, {FEW[0]: Cost(1.0, source="measured")})
     with pytest.raises(MissingEntry, match="apq-deploy lut import FILE"):
         measured[absent]
+    rolled = make_table("cpu", {"model": "measured"}, {(replace(STEM, im2col=False), BITS[0]): Cost(1.0)})
+    with pytest.raises(MissingEntry, match="the table has it without im2col"):
+        rolled[STEM, BITS[0]]
+
+
+@pytest.mark.parametrize("cost", [Cost(float("inf")), Cost(0.0), Cost(1.0, float("nan")), Cost(1.0, -1.0)])
+def test_no_table_holds_a_cost_that_is_none(cost: Cost) -> None:
+    with pytest.raises(
+        HardwareError, match=r"^cpu: (latency_ms|energy_mj) must be .* for 16->64 k1 s1 at 56x56 at W4A4"
+    ):
+        make_table("cpu", {}, {FEW[0]: cost})
 
 
 def test_progress_ends_at_the_number_of_distinct_entries() -> None:
@@ -218,6 +235,7 @@ def test_progress_ends_at_the_number_of_distinct_entries() -> None:
         ("# batch: 1\n", "", r"expected a header line 'batch', got none"),
         ("# batch: 1\n", "# batch: one\n", r"the header is garbled"),
         ('# hardware: {"', '# hardware: ["', r"the header is garbled"),
+        ("in_channels,", "in_channels;", r"expected the columns in_channels,"),
         ("latency_ms,energy_mj", "energy_mj,latency_ms", r"expected the columns in_channels,"),
         ("modelled", "guessed", r"row 2 is garbled: source must be one of modelled, measured, interpolated"),
         ("16,64,56,1", "16,64,56", r"row 2 is garbled: expected 16 cells, got 15"),
@@ -304,6 +322,9 @@ def test_coverage_lists_what_a_search_would_miss(table: CostTable) -> None:
     assert (found.needed, found.covered, found.missing, found.unused) == (3, 2, (absent,), len(FEW) - 2)
     assert found.percent == pytest.approx(200 / 3)
     assert not found.is_complete
+    assert found.without_energy == 0
+    bare = make_table("cpu", {}, {FEW[0]: Cost(1.0), FEW[1]: Cost(1.0, 2.0)})
+    assert coverage(bare, FEW).without_energy == 1
     assert coverage(table, FEW).is_complete
     with pytest.raises(TableError, match="at least one entry"):
         coverage(table, [])

@@ -17,7 +17,7 @@ ALLOWED = {
     "apq_deploy/arch.py": {"apq_deploy.errors"},
     "apq_deploy/encoding.py": {"apq_deploy.space"},
     "apq_deploy/space.py": {"apq_deploy.arch", "apq_deploy.encoding", "apq_deploy.errors", "apq_deploy.files"},
-    "apq_deploy/workload.py": {"apq_deploy.arch", "apq_deploy.space", "hwmodels"},
+    "apq_deploy/workload.py": {"apq_deploy.arch", "apq_deploy.errors", "apq_deploy.space", "hwmodels"},
 }
 NUMPY_ONLY = {"hwmodels": {"numpy"}, "exporters": {"numpy", "onnx", "onnxruntime", "tvm", "ml_dtypes", "google"}}
 

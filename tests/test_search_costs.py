@@ -13,6 +13,8 @@ from search_cases import CHEAP_TINY, SEED, TINY, cost_of_layers, every_genome, m
 from apq_deploy import SearchSpace, UserError
 from apq_deploy.search import METRICS, Choices, Menu, SpaceCosts
 from apq_deploy.search.costs import stored_weight_bytes
+from apq_deploy.search.explain import explain, explain_lines
+from apq_deploy.workload import arch_layers
 from hwmodels import BitFusion, ConvLayer, Cost, MissingEntry, Precision, build_table, load_hardware
 from hwmodels.table import make_table
 
@@ -115,8 +117,37 @@ def test_energy_that_was_not_measured_is_no_metric() -> None:
     costs = SpaceCosts.from_table(TINY, partly)
     assert costs.metrics == ("latency_ms", "bitops_g", "size_kb", "macs_m")
     assert "energy_mj" not in costs.of(TINY.extreme(largest=True))
-    with pytest.raises(UserError, match="phone holds no energy_mj"):
+    with pytest.raises(UserError, match=r"energy is missing for 1 of \d+ layers in the table of phone; measure"):
         costs.column("energy_mj")
+    none = {entry: replace(cost, energy_mj=None) for entry, cost in whole.costs.items()}
+    for kind, where in (("measured", "measurements"), ("bitfusion", "TOML")):
+        costs = SpaceCosts.from_table(TINY, make_table("phone", {"model": kind}, none))
+        with pytest.raises(UserError, match=rf"phone has no energies; give them in its {where}, or budget another"):
+            costs.column("energy_mj")
+
+
+def test_energies_of_zero_have_no_shares() -> None:
+    """Warnings are errors: nothing is divided by the zero, and no width is called wasteful for it."""
+    whole = made_up_table(TINY)
+    free = {entry: replace(cost, energy_mj=0.0) for entry, cost in whole.costs.items()}
+    costs = SpaceCosts.from_table(TINY, make_table("phone", {}, free))
+    found = explain(costs, TINY.extreme(largest=False))
+    assert all(block.shares["energy_mj"] == 0 for block in found.blocks)
+    assert all("energy_mj" not in {**width.saved, **width.costs} for width in found.widths)
+    assert not any("energy_mj" in choice.wasted_on for block in found.blocks for choice in block.choices)
+    assert "nan" not in " ".join(explain_lines(found))
+
+
+def test_interpolated_layers_of_the_network_are_counted() -> None:
+    whole = made_up_table(TINY)
+    genome = TINY.extreme(largest=True)
+    layers = [(each.layer, each.precision) for each in arch_layers(TINY, TINY.decode(genome))]
+    fitted = {**whole.costs, layers[1]: replace(whole[layers[1]], source="interpolated")}
+    found = explain(SpaceCosts.from_table(TINY, make_table("phone", {}, fitted)), genome)
+    count = layers.count(layers[1])
+    assert (found.layers, found.interpolated) == (len(layers), count)
+    assert f"{count} of {len(layers)} layers" in found.sentences()[-1]
+    assert not any("interpolated" in line for line in explain(made_up_costs(TINY), genome).sentences())
 
 
 def test_used_rows_tell_networks_apart() -> None:

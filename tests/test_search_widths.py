@@ -10,6 +10,8 @@ import pytest
 from apq_deploy import SearchSpace, UserError
 from apq_deploy.search import Budget, SpaceCosts, search
 from apq_deploy.search.explain import explain
+from apq_deploy.search.pareto import pareto_search
+from apq_deploy.search.watch import Evolution
 from apq_deploy.workload import Widths, arch_layers, space_entries
 from hwmodels import BitFusion, CostTable, build_table, load_hardware
 
@@ -44,6 +46,16 @@ def test_only_accepted_widths_are_chosen(weight_bits: tuple[int, ...], act_bits:
     layers = [(each.layer, each.precision) for each in arch_layers(FASHION, result.arch)]
     assert result.costs["full"]["latency_ms"] == pytest.approx(sum(c.latency_ms for c in hardware.layer_costs(layers)))
     assert "inf" not in " ".join(explain(costs, result.genes).sentences())
+
+
+def test_a_front_holds_accepted_widths_only() -> None:
+    """Warnings are errors, so no cost on the way is infinite either."""
+    costs = SpaceCosts.from_hardware(FASHION, narrow((8,), (8,)))
+    front = pareto_search(costs, accuracy, ("latency_ms",), settings=Evolution(generations=20))
+    assert np.isfinite(costs.totals(front.genes)).all()
+    assert costs.fits(FASHION.extreme(largest=False, bits=4)[None], np.full(len(costs.metrics), np.inf)).tolist() == [
+        False
+    ]
 
 
 def test_widths_that_the_hardware_lacks_are_refused() -> None:

@@ -132,9 +132,11 @@ def _section(name: str, values: object, path: Path) -> Any:
     if name == "opset" and checked.get("min", 0) > checked.get("max", math.inf):
         raise UserError(f"{path}: [opset] expected min <= max, got {checked['min']} and {checked['max']}")
     # paths are as seen from the budget file, so that it means the same wherever the check is started
-    for field in ("library", "baseline"):
+    for field in ("library", "baseline", "table"):
         if field in checked:
             checked[field] = path.parent / checked[field]
+    if name == "hardware" and {"model", "table"} <= checked.keys():
+        raise UserError(f"{path}: [hardware] expected a model or a table, got both; remove one")
     if name == "hardware" and checked.get("model") not in (None, *list_hardware()):
         checked["model"] = _hardware_path(checked["model"], path)
     return cls(**checked)

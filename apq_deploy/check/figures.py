@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from apq_deploy.check.findings import Figure
 from apq_deploy.check.subject import FigureSource, Subject
 from apq_deploy.errors import UserError
-from hwmodels import load_hardware
-from hwmodels.hardware import description_sha256
 
 SUMS = {"full": "every layer", "apq": "APQ's sum"}
 
@@ -50,7 +48,7 @@ def _modelled(subject: Subject, name: str, unit: str) -> Figure:
     found = subject.profile()
     value = found["sums"][settings.sum][name]
     if value is None:
-        raise UserError(f"the hardware model {found['hardware']} knows no energy; remove the gate or use another model")
+        raise UserError(f"the hardware {found['hardware']} knows no energy; remove the gate or use another hardware")
     return Figure(value, unit, f"{found['hardware']}, {SUMS[settings.sum]}")
 
 
@@ -104,6 +102,5 @@ def comparable(subject: Subject, name: str, found: Figure) -> str:
         return f"{count} images, {source}"
     if name in ("latency_ms", "energy_mj"):
         # a hardware file that was changed costs differently, whatever the network does
-        digest = description_sha256(load_hardware(subject.budget.hardware.model).describe())
-        return f"{found.of}, description {digest[:12]}"
+        return f"{found.of}, description {subject.profile()['hardware_sha256'][:12]}"
     return found.of

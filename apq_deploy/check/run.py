@@ -14,9 +14,10 @@ from apq_deploy.check.gates import RUN
 from apq_deploy.check.images import given_images
 from apq_deploy.check.subject import Subject
 from apq_deploy.errors import UserError
+from apq_deploy.profiling import load_costs
 from apq_deploy.progress import progress
 from exporters.errors import ExportError
-from hwmodels import HardwareError, load_hardware
+from hwmodels import HardwareError
 from hwmodels.settings import nearest
 
 USES_IMAGES = {"accuracy", "parity", "regression"}
@@ -49,7 +50,7 @@ def run_check(
     # a baseline holds a figure for each tolerance, whether they are compared now or not
     measured = active if baseline_output is None else active | {"regression"}
     if measured & USES_HARDWARE:
-        load_hardware(budget.hardware.model)
+        load_costs(budget.hardware.model, budget.hardware.table)
     with ExitStack() as cleanup:
         subject = Subject(model, budget, cleanup)
         if data is not None and measured & USES_IMAGES:

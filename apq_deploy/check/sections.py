@@ -66,6 +66,7 @@ class HardwareSettings:
 
     needs: ClassVar[tuple[str, ...]] = ()
     model: str = _entry("text", "", "name of a hardware model, or path of its TOML file", default="bitfusion")
+    table: Path | None = _entry("text", "", "cost table in place of a model")  # noqa: RUF009 - it is `field`
     sum: str = _entry(
         "text",
         "",

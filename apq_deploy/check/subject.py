@@ -115,7 +115,7 @@ class Subject:
             else:
                 raise UserError("[hardware] bits is for files in float, and this one carries its own; remove it")
         try:
-            return profile_model(self.path, settings.model, settings.bits)
+            return profile_model(self.path, settings.model, settings.bits, settings.table)
         except UserError as error:
             raise UserError(str(error).replace("as in `--bits 8`", "as in [hardware] bits = 8")) from None
 

@@ -119,14 +119,18 @@ def audit(
 def profile(
     model: ModelFile,
     hardware: HardwareOption = "bitfusion",
+    table: Annotated[Path | None, typer.Option(help="Cost table to use in place of --hardware.")] = None,
     bits: Annotated[int | None, typer.Option(min=1, max=16, help="Bits of every layer, for a file in float.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the layers to this CSV file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Profile a model on a hardware model: ms, mJ, MACs, BitOps and bits per layer."""
+    """Profile a model on a hardware model or a table: ms, mJ, MACs, BitOps and bits per layer, and what bounds it."""
+    from apq_deploy.files import check_output
     from apq_deploy.profiling import describe_profile, profile_model, write_csv
 
-    found = profile_model(model, hardware, bits)
+    if csv is not None:
+        check_output(csv, model, *([hardware] if Path(hardware).suffix else []), *([table] if table else []))
+    found = profile_model(model, hardware, bits, table)
     if csv is not None:
         write_csv(found, csv)
     show(found, describe_profile(found), as_json)

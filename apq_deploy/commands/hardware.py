@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,10 +19,15 @@ OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to writ
 def list_models(as_json: JsonOption = False) -> None:
     """List the hardware models that can be named."""
     from apq_deploy.text import table
-    from hwmodels import list_hardware, load_hardware
+    from hwmodels import HardwareError, list_hardware, load_hardware
 
-    models = {name: dict(load_hardware(name).describe()) for name in list_hardware()}
-    rows = [(name, settings.get("description", "")) for name, settings in models.items()]
+    models: dict[str, dict[str, Any]] = {}
+    for name in list_hardware():
+        try:
+            models[name] = dict(load_hardware(name).describe())
+        except HardwareError as error:  # one package that is broken takes no other away
+            models[name] = {"error": str(error)}
+    rows = [(name, settings.get("description") or settings.get("error", "")) for name, settings in models.items()]
     show(models, table(rows, ("name", "description")), as_json)
 
 
@@ -74,7 +79,9 @@ def build(
 
 @lut_app.command("import")
 def import_table(
-    measurements: Annotated[Path, typer.Argument(help="CSV of your measurements, units in the column names.")],
+    measurements: Annotated[
+        list[Path], typer.Argument(help="CSV files of your measurements, units in the column names.")
+    ],
     output: OutputOption,
     space: Annotated[
         str | None, typer.Option(help="Space to report the coverage of, and to fit missing layers of.")
@@ -82,19 +89,26 @@ def import_table(
     fit_missing: Annotated[
         bool, typer.Option(help="Interpolate the layers of the space that were not measured.")
     ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the hardware that was measured [the first file's].")] = None,
 ) -> None:
-    """Make a table of measurements taken elsewhere."""
+    """Make a table of measurements taken elsewhere; --fit-missing keeps to the bit widths that were measured."""
     from apq_deploy.tables import import_measured_table
 
-    print(import_measured_table(measurements, output, space, fit_missing))
+    print(import_measured_table(measurements, output, space, fit_missing, name))
 
 
 @lut_app.command("check")
-def check_table(table: Annotated[Path, typer.Argument(help="Table file.")], space: SpaceOption = "fashion") -> None:
-    """List what a search of a space would miss in a table; exit code 1 if anything."""
+def check_table(
+    table: Annotated[Path, typer.Argument(help="Table file.")],
+    space: SpaceOption = "fashion",
+    missing: Annotated[
+        Path | None, typer.Option(help="Write the missing layers to this CSV, to fill in their latency and import.")
+    ] = None,
+) -> None:
+    """List what a search of a space would miss in a table; exit code 1 if any layer, energies may be missing."""
     from apq_deploy.tables import coverage
 
-    text, complete = coverage(table, space)
+    text, complete = coverage(table, space, missing)
     print(text)
     if not complete:
         raise typer.Exit(1)

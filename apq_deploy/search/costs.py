@@ -65,6 +65,7 @@ class SpaceCosts:
     forbidden depthwise convolution, or with bits that are not among the hardware's `widths`, costs infinity.
     `offsets`: (n_blocks,), the first row of every position. `constants`: what stem, first block, head and classifier
     cost, (n_metrics,) for each scope. `hardware` and `hardware_sha256` name the hardware behind the figures.
+    `interpolated`: the layers whose latency was fitted, not measured. `no_energy`: why energy is not among `metrics`.
     """
 
     space: SearchSpace
@@ -76,6 +77,8 @@ class SpaceCosts:
     hardware: str = ""
     hardware_sha256: str = ""
     widths: Widths = ALL_WIDTHS
+    interpolated: frozenset[Entry] = frozenset()
+    no_energy: str = ""
 
     @classmethod
     def from_table(cls, space: SearchSpace, table: CostTable, scope: Scope = "full") -> SpaceCosts:
@@ -111,6 +114,8 @@ class SpaceCosts:
             hardware=table.hardware_name,
             hardware_sha256=table.sha256,
             widths=widths,
+            interpolated=frozenset(e for e in entries if table[e].source == "interpolated"),
+            no_energy="" if "energy_mj" in metrics else _no_energy(table, entries),
         )
         return costs.in_scope(scope)
 
@@ -148,7 +153,7 @@ class SpaceCosts:
         if name in self.metrics:
             return self.metrics.index(name)  # type: ignore[arg-type]
         if name in METRICS:
-            raise UserError(f"the table of {self.hardware or 'this hardware'} holds no {name}; budget another cost")
+            raise UserError(f"{self.no_energy or f'these costs hold no {name}'}, or budget another cost")
         raise UserError(f"unknown cost {name!r}; known are {', '.join(self.metrics)}")
 
     def one(self, name: str, genome: Genes) -> float:
@@ -184,7 +189,7 @@ class SpaceCosts:
         return np.stack([column[used].sum(axis=1) for column in self._columns], axis=1) + self.constant
 
     def fits(self, genes: Genes, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which genomes keep `bounds` (n_metrics,), infinity where there is no limit, (n,).
+        """Which genomes keep `bounds` (n_metrics,), infinity where there is no limit, (n,): none of infinite cost.
 
         A sum may exceed its bound by the rounding of float64, so that a network of 0.3 ms meets a bound of 0.3 ms.
         """
@@ -192,7 +197,8 @@ class SpaceCosts:
 
     def rows_fit(self, used: NDArray[np.int64], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
         """`fits` for the used rows of genomes, (n,)."""
-        kept = np.ones(len(used), np.bool_)
+        # crossing may bring a block into use that nobody chose, at a width that the hardware does not have
+        kept = np.isfinite(self._columns[0][used].sum(axis=1)) if self._has_gaps else np.ones(len(used), np.bool_)
         for metric in np.flatnonzero(np.isfinite(bounds)):
             sums = self._columns[metric][used].sum(axis=1) + self.constant[metric]
             kept &= sums <= bounds[metric] * (1.0 + ROUNDING)
@@ -216,6 +222,10 @@ class SpaceCosts:
         return holds
 
     @cached_property
+    def _has_gaps(self) -> bool:
+        return bool(np.isinf(self.rows).any())
+
+    @cached_property
     def _columns(self) -> tuple[NDArray[np.float64], ...]:
         return tuple(np.ascontiguousarray(column) for column in self.rows.T)
 
@@ -228,6 +238,18 @@ class SpaceCosts:
         """Costs of one genome (n_genes,) by name, to twelve digits: what float64 sums of layers agree on."""
         totals = self.totals(np.asarray(genome)[None])[0]
         return {name: float(f"{total:.12g}") for name, total in zip(self.metrics, totals, strict=True)}
+
+
+def _no_energy(table: CostTable, entries: Sequence[Entry]) -> str:
+    """Why a table cannot tell the energy of every network, and what to do about it."""
+    missing = sum(table[entry].energy_mj is None for entry in entries)
+    if missing < len(entries):
+        return (
+            f"energy is missing for {missing} of {len(entries)} layers in the table of {table.hardware_name}; measure "
+            "it for every layer"
+        )
+    where = "its measurements" if table.description.get("model") == "measured" else "its TOML"
+    return f"hardware {table.hardware_name} has no energies; give them in {where}"
 
 
 def _shape(position: Position) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from apq_deploy.search.budget import in_words, metric_words
 from apq_deploy.search.costs import Metric, SpaceCosts
 from apq_deploy.space import CHANNEL_GENE, GENES_PER_BLOCK, KERNEL_GENE, Genes
+from apq_deploy.workload import arch_layers
 
 # A width pays if it saves at least this share of what the next wider one costs.
 THRESHOLD = 0.02
@@ -72,7 +73,8 @@ class StageAccount:
 class WidthAccount:
     """The network with all its blocks at one bit width, where the hardware has it, and what that saves.
 
-    `saved` is the share of each cost that is saved against the next wider width (empty for the widest).
+    `saved` is the share of each cost that is saved against the next wider width (empty for the widest). Costs of zero,
+    as of energies that nobody gave, are in neither.
     """
 
     bits: int
@@ -82,7 +84,7 @@ class WidthAccount:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The accounts of one network, in the scope of the costs."""
+    """The accounts of one network, in the scope of the costs. `layers`: how many; `interpolated`: of these, fitted."""
 
     scope: str
     hardware: str
@@ -92,6 +94,8 @@ class Explanation:
     blocks: tuple[BlockAccount, ...]
     stages: tuple[StageAccount, ...]
     widths: tuple[WidthAccount, ...]
+    layers: int = 0
+    interpolated: int = 0
 
     def does_not_pay(self) -> list[tuple[int, Metric, float]]:
         """Bit widths that save less than the threshold over the whole network: (bits, cost, share saved)."""
@@ -125,6 +129,11 @@ class Explanation:
             names = ", ".join(f"{block} {choice.name} at {choice.value}" for block, choice in wasted[:4])
             more = f" and {len(wasted) - 4} more" if len(wasted) > 4 else ""
             lines.append(f"the next wider bits would cost hardly any latency at {names}{more}")
+        if self.interpolated:
+            lines.append(
+                f"{self.interpolated} of {self.layers} layers ({100 * self.interpolated / self.layers:.0f} %) have an "
+                f"interpolated latency: nobody measured it on {self.hardware}"
+            )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -138,6 +147,7 @@ def explain(costs: SpaceCosts, genome: Genes, threshold: float = THRESHOLD) -> E
     genes = space.canonical(np.asarray(genome)[None])
     totals = costs.totals(genes)[0]
     blocks, active = space.split(genes)[1][0], space.active(genes)[0]
+    layers = [(each.layer, each.precision) for each in arch_layers(space, space.decode(genes[0]))]
     accounts = [
         _block_account(costs, position, blocks[position], totals, threshold)
         for position in np.flatnonzero(active).tolist()
@@ -151,7 +161,14 @@ def explain(costs: SpaceCosts, genome: Genes, threshold: float = THRESHOLD) -> E
         tuple(accounts),
         tuple(_stage_account(costs, genes, stage) for stage in range(space.n_stages)),
         _width_accounts(costs, genes),
+        len(layers),
+        sum(entry in costs.interpolated for entry in layers),
     )
+
+
+def _share(part: np.ndarray, whole: np.ndarray, of_nothing: float) -> np.ndarray:
+    """part / whole, both (n_metrics,); `of_nothing` where the whole costs nothing."""
+    return np.divide(part, whole, out=np.full(len(whole), of_nothing), where=whole != 0)
 
 
 def _named(costs: SpaceCosts, vector: np.ndarray) -> dict[Metric, float]:
@@ -181,7 +198,7 @@ def _block_account(
         following = block[gene] + 1
         if gene > CHANNEL_GENE and following < len(values) and exists[following]:
             # against the block as it would be with the wider width
-            share = added[following] / (here + added[following])
+            share = _share(added[following], here + added[following], np.inf)
             named = zip(costs.metrics, share.tolist(), strict=True)
             wasted = tuple(name for name, value in named if value < threshold and name not in ("bitops_g", "macs_m"))
         choices.append(
@@ -193,7 +210,7 @@ def _block_account(
             )
         )
     name = costs.space.positions[position].name
-    return BlockAccount(name, _named(costs, here), _named(costs, here / totals), tuple(choices))
+    return BlockAccount(name, _named(costs, here), _named(costs, _share(here, totals, 0.0)), tuple(choices))
 
 
 def _stage_account(costs: SpaceCosts, genes: Genes, stage: int) -> StageAccount:
@@ -237,9 +254,12 @@ def _width_accounts(costs: SpaceCosts, genes: Genes) -> tuple[WidthAccount, ...]
     accounts = []
     for place, width in enumerate(widths):
         wider = totals[place + 1] if place + 1 < len(totals) else None
-        shares: CostMap = {} if wider is None else _named(costs, 1.0 - totals[place] / wider)
-        saved: dict[Metric, float] = {name: share for name, share in shares.items() if name != "macs_m"}
-        accounts.append(WidthAccount(space.bits[width], _named(costs, totals[place]), saved))
+        shares: CostMap = {} if wider is None else _named(costs, 1.0 - _share(totals[place], wider, -np.inf))
+        saved: dict[Metric, float] = {
+            name: share for name, share in shares.items() if name != "macs_m" and np.isfinite(share)
+        }
+        spent: dict[Metric, float] = {name: cost for name, cost in _named(costs, totals[place]).items() if cost > 0}
+        accounts.append(WidthAccount(space.bits[width], spent, saved))
     return tuple(accounts)
 
 
