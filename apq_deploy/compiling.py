@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,15 @@ def compile_model(
     """
     if output.suffix not in (LIBRARY, *STANDALONE):
         raise UserError(f"expected a name that ends in {LIBRARY}, {' or '.join(STANDALONE)}, got {output}")
+    if output.suffix == LIBRARY:
+        resolve_target(target)  # an unknown one is told at once
+    elif threads > 1 or pack_weights or per_layer:
+        raise UserError(
+            f"expected a name that ends in {LIBRARY} with --threads, --pack-weights or --layers, got {output}: C "
+            "source and static libraries compute on one thread, with weights as they are, and are not run here"
+        )
     net = read_onnx(model)
     if output.suffix in STANDALONE:
-        if threads > 1 or pack_weights or per_layer:
-            raise UserError(
-                f"expected a name that ends in {LIBRARY} with --threads, --pack-weights or --layers, got {output}: C "
-                "source and static libraries compute on one thread, with weights as they are, and are not run here"
-            )
         return _standalone(net, model, output, target)
     started = time.perf_counter()
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -84,6 +87,7 @@ def compile_model(
         loaded = CompiledModel.load(output)
         report["agreement"] = agreement(net, model, loaded, threads)
         if timed:
+            print("timing the library and onnxruntime, each in its own processes", file=sys.stderr)
             report["latency"] = time_compiled(output, model, threads=threads).as_dict()
         if per_layer:
             report["layers"] = layer_times(loaded)
@@ -160,7 +164,7 @@ def agreement(net: QuantizedNetwork, model: Path, compiled: CompiledModel, threa
         "source": source,
         "differing_logits": int(np.count_nonzero(distance)),
         "largest_difference_codes": int(distance.max()),
-        "same_class": int((ours.argmax(1) == theirs.argmax(1)).sum()),
+        "same_class": int((ours.argmax(1) == theirs.argmax(1)).reshape(len(images), -1).all(axis=1).sum()),
     }
     if labels is not None:
         found["accuracy_percent"] = 100 * float((ours.argmax(1) == labels).mean())

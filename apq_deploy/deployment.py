@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from apq_deploy.arch import Arch
 from apq_deploy.errors import UserError
-from apq_deploy.files import read_json, write_json
-from apq_deploy.model import find_model
+from apq_deploy.files import read_json, sha256, write_json
+from apq_deploy.model import ModelFolder, find_model
 from apq_deploy.predictor.model import Predictor
 from apq_deploy.progress import cpu_seconds
 from apq_deploy.search import Accuracy, Budget, SearchResult, SpaceCosts, search
 from apq_deploy.search.explain import Explanation, explain
+from apq_deploy.search.front import SCHEMA as FRONT_SCHEMA
 from apq_deploy.search.front import Front
 from apq_deploy.search.pareto import pareto_search
+from apq_deploy.search.result import SCHEMA as SEARCH_SCHEMA
 from apq_deploy.search.run import DEFAULT_ALGORITHM
 from apq_deploy.space import Genes, SearchSpace
 from apq_deploy.text import table
@@ -47,6 +49,18 @@ class RunFolder:
         if not self.search.exists():
             raise UserError(f"there is no search in {self.path}; begin with `apq-deploy search --run {self.path}`")
         return SearchResult.load(self.search)
+
+    def check_model(self, model: ModelFolder) -> None:
+        """Nothing, if `model` has the weights that the network was searched for.
+
+        Raises: UserError otherwise.
+        """
+        searched = read_json(self.search, SEARCH_SCHEMA).get("supernet_sha256")
+        if searched is not None and searched != sha256(model.supernet):
+            raise UserError(
+                f"the network was searched for another supernet than {model.supernet}; name the model of the search "
+                "with --model, or search again"
+            )
 
     @property
     def front(self) -> Path:
@@ -119,6 +133,11 @@ class SearchRequest:
             return SpaceCosts.from_table(space, CostTable.load(self.cost_table), self.scope)  # type: ignore[arg-type]
         return SpaceCosts.from_hardware(space, load_hardware(self.hardware), self.scope)  # type: ignore[arg-type]
 
+    def supernet_sha256(self, space: SearchSpace) -> str | None:
+        """Hash of the weights that the predictor is about; None where there are none beside it."""
+        path = find_model(space, self.model).supernet
+        return sha256(path) if path.is_file() else None
+
     def accuracy(self, space: SearchSpace) -> Accuracy:
         """The predictor, loaded on first use: a budget that cannot be met is answered without a trained model."""
 
@@ -149,7 +168,7 @@ def search_network(request: SearchRequest, run: Path) -> tuple[SearchResult, Exp
         bits=request.bits,
         network=request.frozen(space),
     )
-    _keep(result, run)
+    _keep(result, run, request.supernet_sha256(space))
     return result, explain(costs, result.genes)
 
 
@@ -170,7 +189,7 @@ def search_front(request: SearchRequest, objectives: tuple[str, ...], run: Path)
     )
     run.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(run)
-    front.save(folder.front)
+    write_json(folder.front, front.to_json() | {"supernet_sha256": request.supernet_sha256(space)})
     front.save_csv(folder.front.with_suffix(".csv"))
     save_front_plot(front, folder.front.with_suffix(".svg"))
     return front
@@ -178,16 +197,20 @@ def search_front(request: SearchRequest, objectives: tuple[str, ...], run: Path)
 
 def pick_from_front(budget: Budget, hardware: str, cost_table: Path | None, run: Path) -> SearchResult:
     """The most accurate network of the run's front within a budget, kept as the run's search result."""
-    front = Front.load(RunFolder(run).front)
+    path = RunFolder(run).front
+    if not path.is_file():
+        raise UserError(f"there is no front in {run}; make one with `apq-deploy search --pareto --run {run}`")
+    front = Front.load(path)
     request = SearchRequest(front.space.name, budget, hardware, cost_table, front.scope)
     result = replace(front.result(front.pick(budget), request.costs(front.space)), budget=budget)
-    _keep(result, run)
+    _keep(result, run, read_json(path, FRONT_SCHEMA).get("supernet_sha256"))
     return result
 
 
-def _keep(result: SearchResult, run: Path) -> None:
+def _keep(result: SearchResult, run: Path, supernet_sha256: str | None) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    write_json(RunFolder(run).search, result.to_json() | {"cpu_seconds": cpu_seconds()})
+    facts = {"cpu_seconds": cpu_seconds(), "supernet_sha256": supernet_sha256}
+    write_json(RunFolder(run).search, result.to_json() | facts)
 
 
 def describe_front(front: Front, shown: int = 20) -> str:

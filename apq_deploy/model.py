@@ -150,8 +150,9 @@ def find_model(space: SearchSpace, folder: Path | None) -> ModelFolder:
     here = Path(DEFAULT_FOLDER) / space.name
     found = ModelFolder(here) if here.is_dir() else embedded(space)
     if found is None:
+        named = space.name if space.name in SearchSpace.presets() else "FILE.toml"
         raise UserError(
             f"the space {space.name!r} has no trained model yet; make one with `apq-deploy train`, then "
-            f"`apq-deploy collect` (both with `--space {space.name} --data DIR`), then `apq-deploy fit`"
+            f"`apq-deploy collect` (both with `--space {named} --data DIR`), then `apq-deploy fit --space {named}`"
         )
     return found

@@ -112,7 +112,9 @@ def _workload(model: Path, bits: int | None) -> tuple[Workload, SearchSpace | No
         name = net.metadata.get("space")
         return network_layers(net), SearchSpace.load(name) if name in SearchSpace.presets() else None
     except UnsupportedGraph as error:
-        raise UserError(f"{error}; for a file in float say how many bits its layers get, as in `--bits 8`") from None
+        raise UserError(
+            f"{error}; say how many bits all of its layers get, as in `--bits 8`, to profile it so"
+        ) from None
 
 
 def _left_out(layers: Workload, space: SearchSpace | None) -> set[str]:
@@ -200,7 +202,11 @@ def describe_audit(report: AuditReport) -> str:
     ]
     layers = table(rows, ("layer", "kind", "claimed", "used", "stored", "bytes", "onnxruntime", "runs in"))
     total = f"{report.size_bytes} bytes, {report.other_bytes} of them outside of the layers' weights"
-    claims = [f"false: {claim}" for claim in report.false_claims] or ["every claim is true"]
+    claims = [f"false: {claim}" for claim in report.false_claims]
+    if not claims:
+        bits = [(each.claimed_weight_bits, each.claimed_input_bits, each.claimed_output_bits) for each in report.layers]
+        says = any(width is not None for claimed in bits for width in claimed)
+        claims = ["every claim is true" if says else "the file claims no bits; what runs in float is said above"]
     return "\n".join([layers, "", total, *claims])
 
 

@@ -1,4 +1,5 @@
 // Run a compiled model with TVM's runtime alone: ./run_model ./model.so 3 224 224 1000 < images.f32 > logits.f32
+// images: float32, scaled as in training: pixels / 255 for networks of `apq-deploy export`.
 // Build, with P=$(python -c "import tvm, os; print(os.path.dirname(tvm.__file__))"):
 //   g++ -O2 run_model.cc -o run_model $(tvm-ffi-config --cxxflags --ldflags --libs) -L$P/lib -Wl,--no-as-needed
 //       -ltvm_runtime -ldl      and run with LD_LIBRARY_PATH=$P/lib:$P/../tvm_ffi/lib

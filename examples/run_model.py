@@ -1,7 +1,8 @@
 """Run a compiled model with TVM's runtime alone: python run_model.py model.so image.npy
 
-image.npy: float32 (1, channels, height, width), scaled as in training. Needs apache-tvm and NumPy; the model's shapes
-and what it was made from stand in the file itself, as JSON behind the words "apq-deploy compiled model: ".
+image.npy: float32 (1, channels, height, width), scaled as in training, by 1/255 for networks of `apq-deploy export`.
+Needs apache-tvm and NumPy; the model's shapes and what it was made from stand in the file itself, as JSON behind the
+words "apq-deploy compiled model: ".
 """
 
 import ctypes

@@ -18,8 +18,16 @@ from exporters.onnx_weights import StoredConstant, stored_constant
 from exporters.runtime import Kernel, kernels
 
 # where the weights and the bias of an operator stand among its inputs
-OPERANDS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1, None), "QLinearConv": (3, 8), "QLinearMatMul": (3, None)}
-ACTIVATIONS = ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "ReduceMean", "QLinearAdd")
+OPERANDS = {
+    "Conv": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (1, None),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3, None),
+    "QGemm": (3, 6),
+}
+CODE_ACTIVATIONS = ("QLinearAdd", "QLinearGlobalAveragePool", "QLinearAveragePool")
+ACTIVATIONS = ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "ReduceMean", *CODE_ACTIVATIONS)
 SHAPE_ONLY = ("Flatten", "Reshape", "Squeeze", "Transpose", "Identity", "MaxPool")
 
 

@@ -199,7 +199,10 @@ class _Reader:
             "Squeeze": self._view,
         }
         if node.op_type not in handlers:
-            raise UnsupportedGraph(f"{label(node)} is not supported; supported: {SUPPORTED}")
+            hint = (
+                "quantize in the QDQ format, not QOperator; " if node.op_type.startswith(("QLinear", "QGemm")) else ""
+            )
+            raise UnsupportedGraph(f"{label(node)} is not supported; {hint}supported: {SUPPORTED}")
         if not inputs:
             raise UnsupportedGraph(f"{label(node)} reads nothing")
         value = handlers[node.op_type](node, inputs)

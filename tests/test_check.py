@@ -378,10 +378,14 @@ def test_wrong_inputs(case: Case) -> None:
     gate = "[accuracy]\nmin_percent = 1"
     with pytest.raises(UserError, match=r'no gate "acuracy"; did you mean "accuracy"\?'):
         case.check(gate, skip=["acuracy"])
+    with pytest.raises(UserError, match=r"every gate of .* skipped"):
+        case.check(gate, skip=["accuracy"])
     with pytest.raises(HardwareError, match="no such file"):
         case.check('[hardware]\nmodel = "mine.toml"', "[latency]\nmax_ms = 1")
     from apq_deploy.check.run import run_check
 
+    with pytest.raises(UserError, match="there is no folder or file nowhere"):
+        run_check(case.model, case.folder / "deploy.toml", Path("nowhere"))
     budget = case.budget(gate)
     with pytest.raises(UserError, match="there is no folder"):
         run_check(case.model, budget, case.folder / "nowhere")

@@ -164,6 +164,17 @@ BAD = [
     (("unknown hardware",), "hardware", "show", "abacus"),
     (("empty.csv",), "lut", "check", "empty.csv"),
     (("missing.csv",), "lut", "compare", "missing.csv", "empty.csv"),
+    (("--pareto with --objective",), "search", "--objective", "latency_ms"),
+    (("--pareto without --explain",), "search", "--pareto", "--explain"),
+    (("--freeze with --network",), "search", "--network", "oldrun"),
+    (("no front", "search --pareto"), "pick", "--latency-ms", "1", "--run", "nofront"),
+    (("--layers", "one thread"), "compile", "empty.onnx", "-o", "a.c", "--layers"),
+    (("unknown target",), "compile", "empty.onnx", "--target", "z80"),
+    (("'host' with", "--subset"), "lut", "build", "bitfusion", "-o", "new.csv", "--subset", "10"),
+    (("--space with --fit-missing",), "lut", "import", "empty.csv", "-o", "new.csv", "--fit-missing"),
+    (("--held-out-images",), "collect", "--data", "nodata", "--held-out-images", "0"),
+    (("learning rate above 0",), "train", "--data", "nodata", "--learning-rate", "nan"),
+    (("device out of cpu, cuda",), "train", "--data", "nodata", "--device", "meta"),
     (("--largest-steps", "greater than or equal to 1"), "train", "--data", "nodata", "--largest-steps", "0"),
 ]
 

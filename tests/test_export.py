@@ -14,9 +14,11 @@ from endurance import Place
 from networks import random_network
 from test_supernet import random_supernet
 
-from apq_deploy import SearchSpace, exporting
+from apq_deploy import SearchSpace, UserError, exporting
+from apq_deploy.deployment import RunFolder, SearchRequest, search_network
 from apq_deploy.exporting import ExportSettings, export_network
 from apq_deploy.model import ModelFolder
+from apq_deploy.predictor.fit import FitSettings, fit_quantized
 from apq_deploy.quantize.calibrate import calibrate
 from apq_deploy.quantize.convert import to_integers
 from apq_deploy.quantize.integer import run_integers
@@ -123,6 +125,19 @@ def test_long_finetuning_goes_on_only_with_the_same_settings(tmp_path: Path, mon
     stop_at = None
     export("kl")
     assert done == [101, 102, 103, 104]
+
+
+def test_only_the_model_of_the_search_is_exported(tmp_path: Path) -> None:
+    folders = [ModelFolder(tmp_path / name) for name in ("searched", "other")]
+    for seed, folder in enumerate(folders):
+        save_supernet(random_supernet(FASHION, seed), folder.supernet)
+    genes = FASHION.sample(20, np.random.default_rng(0))
+    fit_quantized(FASHION, genes, np.linspace(0.8, 0.9, 20), FitSettings(1), None).save(folders[0].predictor)
+    run = tmp_path / "run"
+    search_network(SearchRequest("fashion", Budget(latency_ms=0.05), model=folders[0].path), run)
+    RunFolder(run).check_model(folders[0])
+    with pytest.raises(UserError, match=r"searched for another supernet than .*other"):
+        RunFolder(run).check_model(folders[1])
 
 
 def test_a_large_data_set_is_run_some_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

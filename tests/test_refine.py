@@ -14,7 +14,7 @@ import torch
 from endurance import Place, rows
 
 from apq_deploy import SearchSpace, UserError
-from apq_deploy.learn import collect_model, refine_model
+from apq_deploy.learn import collect_model, refine_model, train_model
 from apq_deploy.model import ModelFolder
 from apq_deploy.predictor.choose import choose
 from apq_deploy.predictor.collect import CollectSettings
@@ -24,7 +24,7 @@ from apq_deploy.predictor.store import PointStore
 from apq_deploy.search import SpaceCosts
 from apq_deploy.search.pareto import pareto_search
 from apq_deploy.supernet.network import Supernet
-from apq_deploy.supernet.train import save_supernet
+from apq_deploy.supernet.train import TrainSettings, save_supernet
 from apq_deploy.workers import Workers
 from hwmodels import load_hardware
 
@@ -123,6 +123,16 @@ def test_what_is_chosen_is_on_the_fronts_and_not_known(place: Place) -> None:
     better = predictor(space.encode(others))[:, None] > predictor(space.encode(first))
     cheaper = [costs.totals(others)[:, [c]] < costs.totals(first)[:, c] for c in columns]
     assert not (better & np.all(cheaper, axis=0)).any()
+
+
+def test_a_training_that_has_ended_is_not_measured_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, data = ModelFolder(place.path / "trained"), place.path / "data"
+    settings = TrainSettings(2, 0, 0, 1, batch_size=16)
+    metrics = train_model(tiny(place), data, folder, settings)
+    before = folder.provenance.read_bytes()
+    monkeypatch.setattr("apq_deploy.learn.measure_supernet", lambda *_: pytest.fail("measured again"))
+    assert train_model(tiny(place), data, folder, settings) == metrics
+    assert folder.provenance.read_bytes() == before
 
 
 def test_picks_of_a_front_lie_evenly_from_end_to_end(place: Place) -> None:

@@ -230,6 +230,23 @@ def test_c_programs_give_the_same_logits(
     np.testing.assert_array_equal(found, logits)
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_two_networks_go_into_one_program(tmp_path: Path, net: QuantizedNetwork) -> None:
+    for name in ("first", "second"):
+        compile_standalone(net, tmp_path / f"{name}.a", "host")
+    (tmp_path / "main.c").write_text(
+        '#include "first.h"\n#include "second.h"\n'
+        "int main(void) { return !(first_supported() && second_supported()) || !first_run || !second_run; }\n"
+    )
+    subprocess.run(["gcc", "main.c", "first.a", "second.a", "-o", "both"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "both"]).returncode == 0
+
+
+def test_images_of_pixels_are_refused(model: CompiledModel, images: np.ndarray) -> None:
+    with pytest.raises(ExportError, match=r"pixels / 255 .* got uint8"):
+        model((255 * images).astype(np.uint8))  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="needs `pip install ziglang` to link for aarch64")
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-user to run aarch64 programs")
 @pytest.mark.parametrize(("target", "cpu"), [("aarch64-dotprod", "cortex-a76"), ("aarch64", "cortex-a53")])

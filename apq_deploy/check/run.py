@@ -46,6 +46,10 @@ def run_check(
         if name not in GATES:
             raise UserError(f'--skip: there is no gate "{name}"{nearest(name, GATES)}')
     active = set(budget.gates) - set(skip)
+    if not active and baseline_output is None:
+        raise UserError(f"expected a gate to run, got every gate of {budget_path} skipped; skip fewer")
+    if data is not None and not data.exists():
+        raise UserError(f"there is no folder or file {data}")
     baseline = _baseline(budget, baseline_path, active)
     # a baseline holds a figure for each tolerance, whether they are compared now or not
     measured = active if baseline_output is None else active | {"regression"}
@@ -80,6 +84,10 @@ def _baseline(budget: DeployBudget, path: Path | None, active: set[str]) -> Base
         raise UserError(
             f"{budget.path} sets [regression]: give `--baseline FILE`; to write a first one, "
             f"`--skip regression --write-baseline FILE`"
+        )
+    if not chosen.is_file():
+        raise UserError(
+            f"there is no baseline {chosen}; write a first one with `--skip regression --write-baseline {chosen}`"
         )
     return read_baseline(chosen)
 

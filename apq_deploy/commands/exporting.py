@@ -46,7 +46,9 @@ def export(
         from apq_deploy.model import find_model
 
         settings = ExportSettings(finetune_steps, weight_method, act_method, power_of_two, seed)  # type: ignore[arg-type]
-        report = export_network(result, find_model(result.search_space(), model), output, folder.export, settings, data)
+        found = find_model(result.search_space(), model)
+        folder.check_model(found)
+        report = export_network(result, found, output, folder.export, settings, data)
     show(report, describe_export(report), as_json)
 
 

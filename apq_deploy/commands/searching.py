@@ -79,6 +79,8 @@ def search(
         raise UserError("expected --pareto without --explain and --algorithm: a front is searched by one algorithm")
     if objective and not pareto:
         raise UserError("expected --pareto with --objective; without it the budget says what is searched")
+    if network is not None and not freeze:
+        raise UserError("expected --freeze with --network: it says what of that network is held fixed")
     budget = Budget(latency_ms, energy_mj, bitops_g, size_kb, macs_m)
     request = SearchRequest(
         space, budget, hardware, table, scope, model, algorithm, tuple(freeze or ()), bits, network, seed

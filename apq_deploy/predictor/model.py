@@ -62,7 +62,10 @@ class Predictor:
         Raises: UserError for a file that is missing, damaged or of another space.
         """
         if not path.is_file():
-            raise UserError(f"there is no predictor {path}")
+            raise UserError(
+                f"there is no predictor {path}; make it with `apq-deploy collect`, then `apq-deploy fit`, or name "
+                "another folder with --model"
+            )
         check_size(path, MAX_WEIGHTS_BYTES)
         try:
             with safetensors.safe_open(str(path), framework="np") as file:

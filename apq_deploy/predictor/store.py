@@ -141,7 +141,7 @@ class PointStore:
             yield
         except sqlite3.OperationalError as error:
             raise UserError(f"{self.path} cannot be {what}: {error}") from None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path} is not a database of points ({error})") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be {what}: {error.strerror}") from None

@@ -65,7 +65,8 @@ class SpaceCosts:
     forbidden depthwise convolution, or with bits that are not among the hardware's `widths`, costs infinity.
     `offsets`: (n_blocks,), the first row of every position. `constants`: what stem, first block, head and classifier
     cost, (n_metrics,) for each scope. `hardware` and `hardware_sha256` name the hardware behind the figures.
-    `interpolated`: the layers whose latency was fitted, not measured. `no_energy`: why energy is not among `metrics`.
+    `measured`: whether layers were timed; `interpolated`: those whose latency was fitted to the timed ones.
+    `no_energy`: why energy is not among `metrics`.
     """
 
     space: SearchSpace
@@ -78,6 +79,7 @@ class SpaceCosts:
     hardware_sha256: str = ""
     widths: Widths = ALL_WIDTHS
     interpolated: frozenset[Entry] = frozenset()
+    measured: bool = False
     no_energy: str = ""
 
     @classmethod
@@ -115,6 +117,7 @@ class SpaceCosts:
             hardware_sha256=table.sha256,
             widths=widths,
             interpolated=frozenset(e for e in entries if table[e].source == "interpolated"),
+            measured=any(table[e].source == "measured" for e in entries),
             no_energy="" if "energy_mj" in metrics else _no_energy(table, entries),
         )
         return costs.in_scope(scope)

@@ -96,6 +96,7 @@ class Explanation:
     widths: tuple[WidthAccount, ...]
     layers: int = 0
     interpolated: int = 0
+    measured: bool = False
 
     def does_not_pay(self) -> list[tuple[int, Metric, float]]:
         """Bit widths that save less than the threshold over the whole network: (bits, cost, share saved)."""
@@ -134,6 +135,11 @@ class Explanation:
                 f"{self.interpolated} of {self.layers} layers ({100 * self.interpolated / self.layers:.0f} %) have an "
                 f"interpolated latency: nobody measured it on {self.hardware}"
             )
+        if self.measured:
+            lines.append(
+                f"the latency on {self.hardware} is a sum of layers that were timed alone; a network also adds, pools "
+                "and calls its layers, which takes longer"
+            )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +169,7 @@ def explain(costs: SpaceCosts, genome: Genes, threshold: float = THRESHOLD) -> E
         _width_accounts(costs, genes),
         len(layers),
         sum(entry in costs.interpolated for entry in layers),
+        costs.measured,
     )
 
 

@@ -35,6 +35,8 @@ from apq_deploy.supernet.subnet import Subnet, reestimate_batch_norm
 Phase = Literal["largest", "kernel", "depth", "width"]
 PHASES: tuple[Phase, ...] = ("largest", "kernel", "depth", "width")
 CHECKPOINT_SCHEMA = "apq-deploy/training/1"
+CHECKPOINT_SECONDS = 15.0
+"""After which a checkpoint is written before its step, where steps are slow."""
 CALIBRATION_IMAGES = 2000
 CALIBRATION_PIXELS = CALIBRATION_IMAGES * 28 * 28
 """Of one batch."""
@@ -144,6 +146,8 @@ class _Run:
         self.step = 0
         self.seconds = 0.0  # spent on training, over all starts
         self.earlier_cpu_seconds = 0.0
+        self.steps = 0  # of this start
+        self.saved_at = time.monotonic()
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
@@ -168,6 +172,7 @@ class _Run:
         }
         with atomic(path) as temporary:
             save_file(self.tensors(), temporary, metadata)
+        self.saved_at = time.monotonic()
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -228,8 +233,12 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a training took: seconds of its steps over all starts, and processor time of the starts before this one."""
+    """What a training took: seconds of its steps over all starts, and processor time of the starts before this one.
 
+    steps: how many this start has done; none, where an earlier one had ended the training.
+    """
+
+    steps: int
     seconds: float
     earlier_cpu_seconds: float
 
@@ -273,7 +282,7 @@ def train_supernet(
     reestimate_elastic(network, largest, calibration)
     if ranks.is_first:
         save_supernet(network, folder / "supernet.safetensors")
-    return network, Spent(run.seconds, run.earlier_cpu_seconds)
+    return network, Spent(run.steps, run.seconds, run.earlier_cpu_seconds)
 
 
 def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, on_loss: OnLoss | None) -> None:
@@ -313,6 +322,7 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, on_loss: OnLoss 
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             run.optimizer.step()
             run.step = step + 1
+            run.steps += 1
             run.seconds += time.perf_counter() - started
             note = ""
             if on_loss is not None or step % 10 == 9 or run.step == total:
@@ -321,7 +331,8 @@ def _train_phase(run: _Run, images: ImageSet, checkpoint: Path, on_loss: OnLoss 
                 if on_loss is not None:
                     on_loss(phase, run.step, mean)
             advance(run.step, note)
-            if ranks.is_first and (run.step % settings.checkpoint_every == 0 or run.step == total):
+            due = time.monotonic() - run.saved_at > CHECKPOINT_SECONDS
+            if ranks.is_first and (due or run.step % settings.checkpoint_every == 0 or run.step == total):
                 run.save(checkpoint)
 
 

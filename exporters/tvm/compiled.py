@@ -48,6 +48,8 @@ class CompiledModel:
         self.metadata = metadata
         self._library = library
         self._machine: Any = None
+        self._image: Any = None
+        self._turn = threading.Lock()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CompiledModel:
@@ -75,25 +77,33 @@ class CompiledModel:
         return len(self._library)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, classes) logits of (n, channels, height, width) images.
+        """(n, classes) logits of (n, channels, height, width) images, scaled as the network takes them.
+
+        Calls from several Python threads take turns.
 
         Raises: ExportError if the images do not fit, or this CPU cannot run the model.
         """
+        images = self._checked(images)
         run = self.function("main")
-        with _own_cores(self.metadata.threads):
-            outputs = [run(tvm.runtime.tensor(image)).numpy() for image in self._single(images)]
-        return np.concatenate(outputs) if outputs else np.zeros((0, *self.metadata.output_shape), np.float32)
+        logits = np.empty((len(images), *self.metadata.output_shape), np.float32)
+        with self._turn, _own_cores(self.metadata.threads):
+            place = np.from_dlpack(self._image)  # memory that is aligned as the kernels want it
+            for number, image in enumerate(images):
+                np.copyto(place[0], image)
+                logits[number] = np.from_dlpack(run(self._image))[0]
+        return logits
 
     def tensors(self, images: NDArray[np.float32]) -> dict[str, Codes]:
         """Integer codes of every tensor by name, the input's first; each (n, *shape of the tensor).
 
         Raises: as calling the model.
         """
+        images = self._checked(images)
         run = self.function("tensors")
         found: dict[str, list[Codes]] = {entry.name: [] for entry in self.metadata.tensors}
-        for image in self._single(images):
-            with _own_cores(self.metadata.threads):
-                values = run(tvm.runtime.tensor(image))
+        for image in images:
+            with self._turn, _own_cores(self.metadata.threads):
+                values = run(tvm.runtime.tensor(image[None]))
             for entry, value in zip(self.metadata.tensors, values, strict=True):
                 found[entry.name].append(_codes(entry, value.numpy()))
         shapes = {entry.name: entry.shape for entry in self.metadata.tensors}
@@ -120,9 +130,9 @@ class CompiledModel:
                     durations.append(now - started[0])
             return 0  # go on
 
-        inputs = [tvm.runtime.tensor(image) for image in self._single(images)]
+        inputs = [tvm.runtime.tensor(image[None]) for image in self._checked(images)]
         whole = []
-        with _own_cores(self.metadata.threads):
+        with self._turn, _own_cores(self.metadata.threads):
             for image in inputs:
                 run(image)
             for _ in range(repeats):
@@ -165,6 +175,7 @@ class CompiledModel:
                 except (RuntimeError, AttributeError, ValueError) as error:
                     reason = str(error).strip().splitlines()[-1]
                     raise ExportError(f"cannot load the compiled model: {reason}; compile it again") from error
+            self._image = tvm.runtime.empty((1, *self.metadata.image_shape), "float32")
         return self._machine[name]
 
     def _check_cpu(self) -> None:
@@ -175,14 +186,18 @@ class CompiledModel:
                 "compile it again on this machine or for another target"
             )
 
-    def _single(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """The images one by one, each with a batch of 1."""
+    def _checked(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The images as float32."""
         shape = self.metadata.image_shape
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ExportError(f"images should be (n, {', '.join(map(str, shape))}), got {images.shape}")
-        images = np.ascontiguousarray(images, np.float32)
-        return [images[i : i + 1] for i in range(len(images))]
+        if images.dtype.kind != "f":
+            raise ExportError(
+                f"expected images as float32, scaled as the network was trained (pixels / 255 for networks of "
+                f"`apq-deploy export`), got {images.dtype}"
+            )
+        return np.ascontiguousarray(images, np.float32)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def compile_standalone(net: QuantizedNetwork, path: str | os.PathLike[str], targ
     if place.suffix == ".a":
         compiler(chosen)
     program = plan(net, chosen.isa)
-    kernels, is_source = _kernels(program, chosen)
+    kernels, is_source = _kernels(program, place.stem, chosen)
     header = _header(net, place.stem, chosen)
     replace_file(place.with_suffix(".h"), header.encode())
     driver = _driver(
@@ -63,11 +63,16 @@ def compile_standalone(net: QuantizedNetwork, path: str | os.PathLike[str], targ
         replace_file(place, _archive(driver, None if is_source else kernels, chosen))
 
 
-def _kernels(program: Program, target: CompileTarget) -> tuple[Any, bool]:
+def _kernel_names(program: Program, name: str) -> dict[Any, str]:
+    """C names of the kernels: those of several networks in one program differ."""
+    return {spec: f"{name}_{kernel}" for spec, kernel in program.kernel_names().items()}
+
+
+def _kernels(program: Program, name: str, target: CompileTarget) -> tuple[Any, bool]:
     """TVM's module with the kernels as C functions, and whether it is C source."""
     family = family_of(target.isa)
     functions = {
-        name: family.kernel(target.isa, spec, 1).c_function(name) for spec, name in program.kernel_names().items()
+        each: family.kernel(target.isa, spec, 1).c_function(each) for spec, each in _kernel_names(program, name).items()
     }
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.tirx.build(tvm.IRModule(functions), target=tvm.target.Target(dict(target.llvm)), pipeline=PIPELINE)
@@ -120,7 +125,8 @@ def _header(net: QuantizedNetwork, name: str, target: CompileTarget) -> str:
         f"/* {_comment(net.name)}, by {maker} for {target.name}; network {network_sha256(net)} */\n"
         f"#ifndef {name.upper()}_H\n#define {name.upper()}_H\n"
         '#ifdef __cplusplus\nextern "C" {\n#endif\n'
-        f"/* image: {shape} floats (channels, rows, columns). logits: {count} floats. Not reentrant. */\n"
+        f"/* image: {shape} floats (channels, rows, columns), scaled as the network was trained: pixels / 255 for\n"
+        f"   networks of `apq-deploy export`. logits: {count} floats. Not reentrant. */\n"
         f"void {name}_run(const float *image, float *logits);\n"
         "/* 1 if this CPU can run it; ask before the first run. */\n"
         f"int {name}_supported(void);\n"
@@ -136,7 +142,7 @@ def _driver(
     net: QuantizedNetwork, program: Program, name: str, header: str, kernels: str, target: CompileTarget
 ) -> str:
     """C source: constants, memory, the kernels or their declarations, and the function that calls them in turn."""
-    names = program.kernel_names()
+    names = _kernel_names(program, name)
     offsets, size = plan_memory(program)
     lines = ["#include <stdint.h>\n#include <string.h>\n", header]
     lines.append(support_source(f"{name}_supported", target.architecture, target.features))
