@@ -202,8 +202,8 @@ def test_stores_write_each_place_once() -> None:
 MAIN = """#include <stdio.h>
 #include "net.h"
 int main(void) {{
-    static float x[{image}], y[{logits}];
-    while (fread(x, sizeof x, 1, stdin) == 1) {{ net_run(x, y); fwrite(y, sizeof y, 1, stdout); }}
+    static float a[{image} + 1], b[{logits} + 1], *x = a + 1, *y = b + 1;  /* aligned as floats are, no more */
+    while (fread(x, 4, {image}, stdin) == {image}) {{ net_run(x, y); fwrite(y, 4, {logits}, stdout); }}
     return 0;
 }}
 """
@@ -240,6 +240,20 @@ def test_two_networks_go_into_one_program(tmp_path: Path, net: QuantizedNetwork)
     )
     subprocess.run(["gcc", "main.c", "first.a", "second.a", "-o", "both"], cwd=tmp_path, check=True)
     assert subprocess.run([tmp_path / "both"]).returncode == 0
+
+
+@pytest.mark.parametrize("shift", [4, 16, 20, 32])
+def test_images_lie_anywhere_in_memory(
+    model: CompiledModel, images: np.ndarray, logits: np.ndarray, shift: int
+) -> None:
+    memory = np.zeros(images.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + shift
+    shifted = memory[start : start + images.nbytes].view(np.float32).reshape(images.shape)
+    shifted[:] = images
+    assert shifted.ctypes.data % 64 == shift
+    np.testing.assert_array_equal(model(shifted), logits)
+    shifted.flags.writeable = False
+    np.testing.assert_array_equal(model(shifted), logits)
 
 
 def test_images_of_pixels_are_refused(model: CompiledModel, images: np.ndarray) -> None:

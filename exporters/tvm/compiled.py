@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from numpy.typing import NDArray
 from tvm import relax
 
@@ -48,7 +49,6 @@ class CompiledModel:
         self.metadata = metadata
         self._library = library
         self._machine: Any = None
-        self._image: Any = None
         self._turn = threading.Lock()
 
     @classmethod
@@ -87,10 +87,8 @@ class CompiledModel:
         run = self.function("main")
         logits = np.empty((len(images), *self.metadata.output_shape), np.float32)
         with self._turn, _own_cores(self.metadata.threads):
-            place = np.from_dlpack(self._image)  # memory that is aligned as the kernels want it
-            for number, image in enumerate(images):
-                np.copyto(place[0], image)
-                logits[number] = np.from_dlpack(run(self._image))[0]
+            for number in range(len(images)):
+                logits[number] = np.from_dlpack(run(_tensor(images[number : number + 1])))[0]
         return logits
 
     def tensors(self, images: NDArray[np.float32]) -> dict[str, Codes]:
@@ -101,9 +99,9 @@ class CompiledModel:
         images = self._checked(images)
         run = self.function("tensors")
         found: dict[str, list[Codes]] = {entry.name: [] for entry in self.metadata.tensors}
-        for image in images:
+        for number in range(len(images)):
             with self._turn, _own_cores(self.metadata.threads):
-                values = run(tvm.runtime.tensor(image[None]))
+                values = run(_tensor(images[number : number + 1]))
             for entry, value in zip(self.metadata.tensors, values, strict=True):
                 found[entry.name].append(_codes(entry, value.numpy()))
         shapes = {entry.name: entry.shape for entry in self.metadata.tensors}
@@ -130,7 +128,8 @@ class CompiledModel:
                     durations.append(now - started[0])
             return 0  # go on
 
-        inputs = [tvm.runtime.tensor(image[None]) for image in self._checked(images)]
+        images = self._checked(images)
+        inputs = [_tensor(images[number : number + 1]) for number in range(len(images))]
         whole = []
         with self._turn, _own_cores(self.metadata.threads):
             for image in inputs:
@@ -175,7 +174,6 @@ class CompiledModel:
                 except (RuntimeError, AttributeError, ValueError) as error:
                     reason = str(error).strip().splitlines()[-1]
                     raise ExportError(f"cannot load the compiled model: {reason}; compile it again") from error
-            self._image = tvm.runtime.empty((1, *self.metadata.image_shape), "float32")
         return self._machine[name]
 
     def _check_cpu(self) -> None:
@@ -197,7 +195,13 @@ class CompiledModel:
                 f"expected images as float32, scaled as the network was trained (pixels / 255 for networks of "
                 f"`apq-deploy export`), got {images.dtype}"
             )
-        return np.ascontiguousarray(images, np.float32)
+        images = np.ascontiguousarray(images, np.float32)
+        return images if images.flags.writeable else images.copy()  # what is read only cannot be shared
+
+
+def _tensor(image: NDArray[np.float32]) -> Any:
+    """The same memory for TVM; an image's alignment does not matter to the kernels."""
+    return tvm_ffi.from_dlpack(image, require_alignment=4, require_contiguous=True)
 
 
 @contextmanager
@@ -211,12 +215,14 @@ def _own_cores(threads: int) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    if cores := getattr(_bound, "cores", None):
+    cores = getattr(_bound, "cores", None)
+    if cores is not None:
         os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
-        _bound.cores = os.sched_getaffinity(0)
+        if cores is None:
+            _bound.cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, before)
 
 

@@ -35,7 +35,9 @@ class Kernel:
         def flat(tensor: Buffer, size: int, dtype: str) -> Buffer:
             return tensor if len(tensor.shape) == 1 else I.decl_buffer((size,), dtype, data=tensor.data)
 
-        return self._build(name, lambda shape, dtype: I.buffer(shape, dtype), flat)
+        # an image lies where its owner has it; activations and weights are aligned for whole vectors
+        align = {"float32": 4}
+        return self._build(name, lambda shape, dtype: I.buffer(shape, dtype, align=align.get(dtype, 0)), flat)
 
     def c_function(self, name: str) -> Function:
         """As C calls it: `void name(pointers...)`."""

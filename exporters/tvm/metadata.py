@@ -13,7 +13,7 @@ from exporters.errors import ExportError
 from exporters.qnet import QuantizedNetwork
 from exporters.tvm.layout import SIGNED_SHIFT, Layout
 
-SCHEMA = 1
+SCHEMA = 2
 SYMBOL = "apq_deploy_metadata"
 _MARKER = b"apq-deploy compiled model: "
 
