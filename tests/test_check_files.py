@@ -195,7 +195,7 @@ def test_baseline_that_is_wrong(case: Case) -> None:
     gate = "[regression]\nsize_percent = 1"
     with pytest.raises(UserError, match="give `--baseline FILE`"):
         case.check(gate)
-    with pytest.raises(UserError, match=r"cannot read .*base\.json"):
+    with pytest.raises(UserError, match=r"there is no baseline .*base\.json"):
         case.check(gate, baseline_path=base)
     with pytest.raises(UserError, match=r"has no \[regression\]"):
         case.check(SIZE, baseline_path=base)

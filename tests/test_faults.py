@@ -306,8 +306,7 @@ def test_two_searches_in_one_run_wait_for_each_other(place: Place) -> None:
     printed = [json.loads(process.communicate(timeout=120)[0]) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     kept = json.loads((place.path / "shared" / "search.json").read_text())
-    kept.pop("cpu_seconds")
-    assert kept in printed
+    assert {name: value for name, value in kept.items() if name in printed[0]} in printed
     assert sorted(path.name for path in (place.path / "shared").iterdir()) == ["search.json"]
 
 

@@ -19,7 +19,10 @@ ALLOWED = {
     "apq_deploy/space.py": {"apq_deploy.arch", "apq_deploy.encoding", "apq_deploy.errors", "apq_deploy.files"},
     "apq_deploy/workload.py": {"apq_deploy.arch", "apq_deploy.errors", "apq_deploy.space", "hwmodels"},
 }
-NUMPY_ONLY = {"hwmodels": {"numpy"}, "exporters": {"numpy", "onnx", "onnxruntime", "tvm", "ml_dtypes", "google"}}
+NUMPY_ONLY = {
+    "hwmodels": {"numpy"},
+    "exporters": {"numpy", "onnx", "onnxruntime", "tvm", "tvm_ffi", "ml_dtypes", "google"},
+}
 
 
 def imports(path: Path) -> set[str]:

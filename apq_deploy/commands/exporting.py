@@ -44,9 +44,11 @@ def export(
 
         from apq_deploy.exporting import ExportSettings, export_network
         from apq_deploy.model import find_model
+        from apq_deploy.supernet.network import load_supernet
 
         settings = ExportSettings(finetune_steps, weight_method, act_method, power_of_two, seed)  # type: ignore[arg-type]
         found = find_model(result.search_space(), model)
+        load_supernet(result.search_space(), found.supernet)  # a file that is none is told as such
         folder.check_model(found)
         report = export_network(result, found, output, folder.export, settings, data)
     show(report, describe_export(report), as_json)
