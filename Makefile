@@ -35,10 +35,10 @@ test-ray: .venv/ready
 # The tests' own checks on damaged files and kills, for longer.
 MINUTES ?= 10
 fuzz: .venv/ready
-	$(BIN)/python tests/fuzzing.py --minutes $(MINUTES)
+	PYTHONPATH=. $(BIN)/python tests/fuzzing.py --minutes $(MINUTES)
 
 endurance: .venv/ready
-	$(BIN)/python tests/endurance.py --kills 20
+	PYTHONPATH=. $(BIN)/python tests/endurance.py --kills 20
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
