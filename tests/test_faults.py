@@ -106,6 +106,7 @@ def test_a_full_disk(place: Place, target: Path) -> None:
     )
     disk = ("unshare", "-rm", "sh", "-c", fill, str(target))
     if shutil.which("unshare") is None or _run(place, *disk, "true") != 0:
+        # only a file system of a known size can be filled without harm to others, and mounting one takes these rights
         pytest.skip("a disk of its own needs unshare and user namespaces")
     refused(
         elsewhere(place.path, writers("target"), "env", "-C", str(place.path), *disk), "No space", "full", "os error 28"
@@ -121,6 +122,7 @@ def without_privileges() -> tuple[str, ...]:
     if os.getuid() != 0:
         return ()
     if shutil.which("setpriv") is None:
+        # nothing would be refused, and the test would fail for no fault of the program; it runs for any other user
         pytest.skip("root obeys no permissions, and there is no setpriv to make it")
     return ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 

@@ -297,11 +297,10 @@ def test_standalone_refuses_what_does_not_fit(tmp_path: Path, net: QuantizedNetw
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 def test_c_programs_can_ask_whether_the_cpu_will_do(tmp_path: Path, model: CompiledModel) -> None:
     metadata = replace(model.metadata, architecture="x86_64", features=TARGETS["x86-64-avx2"].features)
-    if targets.missing_features(metadata.architecture, metadata.features):
-        pytest.skip("the program asks for AVX2, which this CPU lacks: its answer could not be yes")
+    expected = 11 if targets.missing_features(metadata.architecture, metadata.features) else 10
     source = metadata_source(metadata) + "int main(void) { return apq_deploy_supported() ? 10 : 11; }\n"
     (tmp_path / "ask.c").write_text(source)
     subprocess.run(["gcc", "-static", "ask.c", "-o", "ask"], cwd=tmp_path, check=True)
-    assert subprocess.run([tmp_path / "ask"]).returncode == 10
+    assert subprocess.run([tmp_path / "ask"]).returncode == expected
     if shutil.which("qemu-x86_64"):
         assert subprocess.run(["qemu-x86_64", "-cpu", "Nehalem", tmp_path / "ask"]).returncode == 11
